@@ -9,6 +9,7 @@ import json
 import random
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -137,14 +138,25 @@ def hidden_input(model, sequence: torch.Tensor) -> torch.Tensor:
     return torch.cat([model.embed_text_tokens(torch.tensor([begin])), vectors])[None]
 
 
+class Clip(NamedTuple):
+    """A clip of transformers."""
+
+    codes: torch.Tensor
+    """[K, T]"""
+    samples: torch.Tensor
+    """[N]"""
+    ended: bool | None
+    """None: it was cut after a frame of which only the last code is not 0, where transformers stops and CSM does not."""
+
+
 @torch.no_grad()
-def their_clips(model, rows, frames=30, **settings) -> list[tuple[torch.Tensor, torch.Tensor, bool]]:
-    """(codes [K, T], samples [N], whether it ended) of each row, decoded greedily together.
+def their_clips(model, rows, frames=30, **settings) -> list[Clip]:
+    """What transformers makes of each row, decoded greedily together.
 
     Args:
         rows: for each row its turns, (text ids, samples [N] or None) each; the last has no samples.
     """
-    config, turns = model.config, [[], []]
+    config, turns = model.config, ([], [])
     for row in rows:
         ids, heard = [], []
         for text, samples in row:
@@ -171,10 +183,12 @@ def their_clips(model, rows, frames=30, **settings) -> list[tuple[torch.Tensor, 
     clips = []
     for codes in found:
         ends = (codes == 0).all(dim=-1).nonzero()
+        stops = (codes[:, :-1] == 0).all(dim=-1).nonzero()  # theirs ends there, whatever the last codebook holds
         length = int(ends[0]) if len(ends) else len(codes)
-        kept = codes[:length].t()
-        samples = model.codec_model.decode(kept[None]).audio_values[0, 0] if length else torch.zeros(0)
-        clips.append((kept, samples, bool(len(ends))))
+        early = len(stops) > 0 and int(stops[0]) < length
+        kept = codes[: int(stops[0]) + 1 if early else length].t()
+        samples = model.codec_model.decode(kept[None]).audio_values[0, 0] if kept.shape[1] else torch.zeros(0)
+        clips.append(Clip(kept, samples, None if early else bool(len(ends))))
     return clips
 
 
