@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..lm.conditioning.registry import CodesConditionConfig, MelodyConditionConfig
+from ..lm.patterns.text_stream import Turn
 from .parts import Label, ModelParts
 from .requests.arguments import plain, shown
 from .requests.conditions import ARGUMENT_NAMES, ConditionInputs
@@ -63,6 +64,8 @@ def condition_inputs(
     notes: list[str],
     melody: Prompt | Sequence[Prompt] | None = None,
     description: str | Sequence[str] | None = None,
+    voice_text: str | None = None,
+    turns: Sequence[tuple[str, Prompt]] = (),
 ) -> ConditionInputs:
     """The conditions as ids and codes. Warnings are appended to `notes`.
 
@@ -70,6 +73,9 @@ def condition_inputs(
         ValueError: the model lacks a given condition, or needs a missing one.
     """
     description = plain(description)
+    spoken = _turns(parts, voice, voice_frames, voice_text, turns)
+    if spoken:
+        voice = voice_frames = None
     given = {"label": label, "text": text, "codes": voice, "embedding": embedding, "melody": melody}
     check_conditions(parts, given | {"description": description}, unconditional)
     if text is not None and parts.text_becomes_embedding:
@@ -96,7 +102,45 @@ def condition_inputs(
     if voice is not None:
         voices = [_voice_codes(parts, one, voice_frames, notes) for one in (voice if is_list(voice) else [voice])]  # type: ignore
         ids["voice"] = voices if is_list(voice) else voices[0]
-    return ConditionInputs(**ids)
+    return ConditionInputs(**ids, turns=spoken)
+
+
+def recording_codes(parts: ModelParts, audio: Prompt, num_frames: int | None = None, name: str = "recording") -> Tensor:
+    """Codes [K, T] of a recording; ValueError: it has no whole frame, or another shape."""
+    codes = prompt_codes(audio, parts.tokenizer, num_frames, name)
+    if codes is None or codes.dim() != 2 or not codes.shape[1]:
+        found = "nothing" if codes is None else list(codes.shape)
+        raise ValueError(f"a {name} is a file, samples [C, N] or codes [K, T], found {found}")
+    return codes
+
+
+def _turns(parts: ModelParts, voice: Any, voice_frames: int | None, voice_text: Any, turns: Any) -> list[Turn]:
+    """The earlier turns of a conversation, ids and codes; a voice with its words is one, before the others.
+
+    Raises:
+        ValueError: the model knows no turns, or a voice and its words were not given together.
+    """
+    stream = parts.lm.text_stream
+    if stream is None or not stream.has_end_frame:
+        if voice_text is not None or turns:
+            name = "turns were" if turns else "voice_text was"
+            raise ValueError(f"{name} given, but '{parts.name}' reads no earlier turns of a conversation; leave it out")
+        return []
+    said = [("turn", None, one) for one in turns]
+    if (voice is None) != (voice_text is None):
+        lacks = "voice_text, the words of the voice" if voice_text is None else "voice, the recording of voice_text"
+        raise ValueError(f"'{parts.name}' reads a voice as an earlier turn, text and recording; give {lacks}, as well")
+    if voice is not None:
+        if is_list(voice) or is_list(voice_text):
+            raise ValueError("a voice and its words are one recording and one text; give several as turns")
+        said = [("voice", voice_frames, (voice_text, voice)), *said]
+    found: list[Turn] = []
+    for name, frames, turn in said:
+        if not is_list(turn) or len(turn) != 2 or not isinstance(turn[0], str):
+            raise ValueError(f"a {name} is a pair, its text and its recording, found {shown(turn)}")
+        assert parts.text is not None
+        found.append((parts.text.encode(turn[0]), recording_codes(parts, turn[1], frames, name).cpu()))
+    return found
 
 
 def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bool) -> None:

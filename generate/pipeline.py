@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..lm.generation_config import GenerationConfig
 from ..lm.models.base import LanguageModel
+from ..lm.patterns.text_stream import Turn
 from ..tokenize.alignment.spoken_text import join_units
 from ..tokenize.codes import pad_and_cat
 from ..tokenize.spec import check_same_tokenizer
@@ -40,6 +41,7 @@ def generate(
     embedding: Tensor | Sequence[Tensor] | None = None,
     voice: Tensor | Sequence[Tensor] | None = None,
     melody: Tensor | Sequence[Tensor] | None = None,
+    turns: Sequence[Turn] = (),
     n: int = 1,
     seed: int = 0,
     prompt: Tensor | None = None,
@@ -60,6 +62,7 @@ def generate(
         embedding: vectors [L, width], or a list; None: none.
         voice: reference codes [K, L] that condition the samples but are not part of them, or a list; None: none.
         melody: pitch classes [L, bins] (lm/conditioning/chroma.py), or a list; None: none.
+        turns: earlier turns of a conversation, text ids and codes [K, T] each; they are not part of the result.
         n: samples for each entry of the lists.
         seed: sample i has the seed `seed + i` and no other randomness: it is the same alone as in a batch.
         prompt: codes [K, t] or [B, K, t] that the samples begin with; they are part of the result.
@@ -76,7 +79,7 @@ def generate(
     """
     lm = check_pair(lm, tokenizer, "generate")
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
-    inputs = ConditionInputs(label, text_ids, embedding, voice, melody)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, turns)
     request = make_request(lm, tokenizer, inputs, n, seed, prompt, num_frames, defaults, settings)
     batch, exact = whole("batch", batch, 1), flag("exact", exact)
     function("on_progress", on_progress)

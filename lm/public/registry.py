@@ -23,6 +23,8 @@ from ..conditioning.text_encoder import TextEncoder
 from ..generation_config import GenerationConfig
 from ..models.transformer_lm import TransformerLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
+from .csm import MODEL_TYPES as CSM_TYPES
+from .csm import csm_defaults, load_csm, read_csm_codec, read_csm_text, save_csm, save_csm_whole
 from .llamagen import (
     is_llamagen,
     llamagen_defaults,
@@ -79,7 +81,7 @@ class PublicLayout:
     read_text_encoder: Callable[[PublicFolder], TextEncoder | None] = lambda folder: None
     """The text encoder in a folder, for models with the condition `embedding`; None: there is none."""
     read_text: Callable[[PublicFolder], TextTokenizer | None] = lambda folder: None
-    """The text tokenizer in a folder, for models with the condition `text`."""
+    """The text tokenizer in a folder, for models with the condition `text` or a text stream."""
     save_whole: Callable[[Path, LoadedModel, StorageName], None] | None = None
     """save_whole(folder, model, dtype) of a model with its tokenizer and text encoder; None: no such layout exists."""
     reads_tokenizer: bool = False
@@ -109,6 +111,16 @@ PUBLIC = {
         read_text_encoder=read_parler_text_encoder,
         read_text=read_parler_text,
         save_whole=save_parler_whole,
+    ),
+    "csm": PublicLayout(
+        CSM_TYPES,
+        load_csm,
+        save_csm,
+        csm_defaults,
+        "the audio codec",
+        read_tokenizer=read_csm_codec,
+        read_text=read_csm_text,
+        save_whole=save_csm_whole,
     ),
     "llamagen": PublicLayout(
         ("llamagen",),
@@ -162,7 +174,7 @@ class PublicModel:
     labels: list[str]
     defaults: GenerationConfig
     text: TextTokenizer | None = None
-    """None: the model has no condition `text`."""
+    """None: the model has neither a condition `text` nor a text stream."""
 
     @property
     def missing(self) -> list[str]:
