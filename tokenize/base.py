@@ -124,7 +124,7 @@ class Tokenizer:
             return found
         if not self.scales.config.shared:
             raise ValueError(
-                f"the scales of tokenizer '{self.config.name}' have separate codebooks, so a code has "
+                f"the scales of tokenizer '{self.spec.name}' have separate codebooks, so a code has "
                 "no single vector for all frames; train it with quantizer.shared true"
             )
         return found[:1]
@@ -155,13 +155,13 @@ class Tokenizer:
             raise ValueError(f"codes must be long [B, K, T], found {codes.dtype} {list(codes.shape)}")
         if codes.shape[1] != expected:
             raise ValueError(
-                f"codes have {codes.shape[1]} codebooks but the tokenizer '{self.config.name}' has {expected}; "
+                f"codes have {codes.shape[1]} codebooks but the tokenizer '{self.spec.name}' has {expected}; "
                 f"pass all of them"
             )
         sizes = torch.tensor(self.cardinalities, device=codes.device)[:, None]
         if codes.numel() and bool(((codes >= sizes) | (codes < -1)).any()):
             raise ValueError(
-                f"codes range from {int(codes.min())} to {int(codes.max())}, tokenizer '{self.config.name}' has "
+                f"codes range from {int(codes.min())} to {int(codes.max())}, tokenizer '{self.spec.name}' has "
                 f"{list(self.cardinalities)} codes"
             )
 
