@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
-from tessera.tokenize.audio.stft import frame_signal, inverse_spectrum
+from tessera.tokenize.layers.stft import frame_signal, inverse_spectrum
 from tessera.tokenize.audio.streaming import StagesStream, window_stage
 from tessera.tokenize.image.networks import ImageTokenizerConfig
 from tessera.tokenize.quantizers.registry import FSQConfig, ResidualConfig, ScalesConfig, StrideConfig, VQConfig

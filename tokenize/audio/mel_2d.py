@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ...configs.schema import Config, LayerCount
 from .base import AudioShape
-from .stft import frame_signal, mel_filters
+from ..layers.stft import frame_signal, mel_filters
 from .streaming import StreamingLayer, window_stage
 from .vocos import frames_of_spectra
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...configs.schema import FingerprintedConfig, LayerCount
 from ..layers.convnext import ConvNeXtStack
 from .base import AudioShape
-from .stft import frame_signal, inverse_spectrum
+from ..layers.stft import frame_signal, inverse_spectrum
 from .streaming import StreamingLayer, window_stage
 
 
