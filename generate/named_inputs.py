@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lm.conditioning.registry import CodesConditionConfig, MelodyConditionConfig
+from ..lm.conditioning.dual_track import AUTO, Track, make_track
+from ..lm.conditioning.registry import CodesConditionConfig, DualTrackConfig, MelodyConditionConfig
 from .parts import Label, ModelParts
-from .requests.arguments import plain, shown
+from .requests.arguments import plain, shown, tensor
 from .requests.conditions import ARGUMENT_NAMES, ConditionInputs
 from .requests.melody import melody_classes
 from .requests.prompt import Prompt, prompt_codes
@@ -21,6 +22,7 @@ LACKS = {
     "embedding": "takes no embedding",
     "melody": "takes no melody, it has no such condition",
     "description": "takes no description beside the text",
+    "language": "takes no language, it has no such names",
 }
 """Error text for a model without the condition."""
 EXAMPLES = {
@@ -63,6 +65,7 @@ def condition_inputs(
     notes: list[str],
     melody: Prompt | Sequence[Prompt] | None = None,
     description: str | Sequence[str] | None = None,
+    language: str | Sequence[str] | None = None,
 ) -> ConditionInputs:
     """The conditions as ids and codes. Warnings are appended to `notes`.
 
@@ -71,7 +74,9 @@ def condition_inputs(
     """
     description = plain(description)
     given = {"label": label, "text": text, "codes": voice, "embedding": embedding, "melody": melody}
-    check_conditions(parts, given | {"description": description}, unconditional)
+    check_conditions(parts, given | {"description": description, "language": language}, unconditional)
+    if parts.dual_track is not None:
+        return ConditionInputs(tracks=dual_tracks(parts, parts.dual_track, given | {"description": description}, language))
     if text is not None and parts.text_becomes_embedding:
         embedding, text = _states(parts, text), None
     if description is not None:
@@ -99,6 +104,58 @@ def condition_inputs(
     return ConditionInputs(**ids)
 
 
+def dual_tracks(
+    parts: ModelParts, dual: DualTrackConfig, given: dict[str, Any], language: str | Sequence[str] | None
+) -> Track | list[Track]:
+    """The tracks of texts, of which each other condition is one for all or a list as well.
+
+    Args:
+        given: by kind, checked: text, label, embedding (the vector of a speaker) and description.
+    Raises:
+        ValueError: lists of unequal lengths, an unknown language, or what `make_track` refuses.
+    """
+    assert parts.text is not None
+    lists: dict[str, list[Any]] = {}
+    for name, value in (given | {"language": language}).items():
+        several = is_list(value) or (isinstance(value, Tensor) and value.dim() == 3)
+        lists[name] = list(value) if several else [value]
+    count = max(map(len, lists.values()))
+    for name, values in lists.items():
+        if len(values) not in (1, count):
+            raise ValueError(f"{len(values)} {ARGUMENT_NAMES[name]}s but {count} others; give as many, or one for all")
+    tracks = []
+    for i in range(count):
+        own = {name: values[i % len(values)] for name, values in lists.items()}
+        label = parts.defaults.default_label if own["label"] is own["embedding"] is None else own["label"]
+        spoken = own["language"]
+        if spoken is not None and not isinstance(spoken, str):
+            raise ValueError(f"language must be a string, found {shown(spoken)}")
+        tracks.append(
+            make_track(
+                dual,
+                parts.spec.cardinalities,
+                parts.text.encode,
+                own["text"],
+                AUTO if spoken is None else spoken,
+                None if label is None else parts.labels[parts.label_id(label)],
+                own["description"],
+                None if own["embedding"] is None else _speaker_vector(parts, own["embedding"]),
+            )
+        )
+    return tracks if count > 1 or is_list(given["text"]) else tracks[0]
+
+
+def _speaker_vector(parts: ModelParts, vector: Any) -> Tensor:
+    """The vector [D] of a speaker; ValueError: it has another shape."""
+    width = parts.lm.config.width
+    found = tensor("embedding", vector, f"the vector of a speaker, floating point [{width}]")
+    if not found.is_floating_point() or found.numel() != width:
+        raise ValueError(
+            f"embedding is the vector of a speaker, floating point [{width}], found {found.dtype} {list(found.shape)}"
+        )
+    return found.detach().cpu().float().reshape(-1)
+
+
 def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bool) -> None:
     """Raise ValueError if the model lacks a given condition, or needs a missing one.
 
@@ -108,6 +165,8 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
     kinds = parts.condition_kinds
     if parts.reads_description:
         kinds = [*kinds, "description"]
+    if parts.dual_track is not None and parts.dual_track.languages:
+        kinds = [*kinds, "language"]
     main = next((kind for kind in ("text", "label", "codes", "embedding", "melody") if kind in kinds), None)
     for kind, value in given.items():
         if kind == "text" and value is not None and kind not in kinds and "embedding" in kinds:

@@ -46,6 +46,10 @@ def generate(
         list[str] | None,
         typer.Option(help="How it sounds, for models that read this beside the text; may be repeated."),
     ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Language of the text, by name, for models with such names; may be repeated."),
+    ] = None,
     prompt: Annotated[
         Path | None, typer.Option(help="Audio, image or codes (.safetensors) that the samples begin with.")
     ] = None,
@@ -81,7 +85,7 @@ def generate(
     loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
     make_samples(
         loaded,
-        max(1, *(len(given or ()) for given in (text, label, voice, melody, description))) * samples.n,
+        max(1, *(len(given or ()) for given in (text, label, voice, melody, description, language))) * samples.n,
         output,
         image,
         subtitles.srt,
@@ -91,6 +95,7 @@ def generate(
         voice_frames=voice_frames,
         melody=_one_or_list(melody),
         description=_one_or_list(description),
+        language=_one_or_list(language),
         n=samples.n,
         seed=samples.seed,
         max_seconds=max_seconds,

@@ -37,6 +37,9 @@ def tts(
     description: Annotated[
         str | None, typer.Option(help="How it sounds, for models that read this beside the text.")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language of the text, by name, for models with such names.", show_default="auto")
+    ] = None,
     lexicon: LexiconOption = None,
     max_seconds: Annotated[float | None, typer.Option(help="Maximum length.")] = None,
     stream: Annotated[
@@ -72,6 +75,7 @@ def tts(
         **({} if voice is None else voice_of(loaded, voice)),
         "voice_frames": voice_frames,
         **({} if description is None else {"description": description}),
+        **({} if language is None else {"language": language}),
         "seed": samples.seed,
         "max_seconds": max_seconds,
         **settings,

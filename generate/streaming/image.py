@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ...lm.conditioning.dual_track import Track
 from ...lm.generation_config import GenerationConfig
 from ...lm.models.base import LanguageModel
 from ...tokenize.spec import ImageGeometry, check_same_tokenizer
@@ -35,6 +36,7 @@ def stream_images(
     embedding: Tensor | None = None,
     voice: Tensor | None = None,
     melody: Tensor | None = None,
+    tracks: Track | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
     num_frames: int | None = None,
@@ -61,7 +63,7 @@ def stream_images(
         raise ValueError(f"'{tokenizer.spec.name}' makes audio; use stream_audio")
     every = geometry.columns if every is None else every
     every = whole("every", every, 1)
-    inputs = ConditionInputs(label, text_ids, embedding, voice, melody)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, tracks)
     request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, but {len(request.seeds)} were requested; create one stream for each")

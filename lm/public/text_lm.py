@@ -18,7 +18,7 @@ codec LM: QTTS (arXiv:2507.12197), Orpheus, CSM.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ...tokenize.public.checkpoint import open_checkpoint
 from ...tokenize.public.folder import check_whole
 from ...tokenize.public.tensor_map import Concat, Permuted, Shape, Source, TensorMap, Term, Unused
 from ..config import LMConfig
+from ..layers.config import TransformerConfig
 from ..layers.transformer import Transformer
 from ..ops.rotary import TimeRopeConfig
 from .rotary_order import interleaved_rows
@@ -109,7 +110,7 @@ def backbone_settings(folder: str | Path) -> dict[str, Any]:
         "norm_eps": float(described.get("rms_norm_eps", 1e-6)),
         "qk_norm": layout.qk_norm,
         "qkv_bias": layout.bias,
-        "rope": _rope(described, path),
+        "rope": rope_settings(described, path),
     }
 
 
@@ -145,7 +146,22 @@ def read_backbone(folder: str | Path, config: LMConfig) -> dict[str, Tensor]:
 
 def _tensor_map(config: LMConfig, shapes: Mapping[str, Shape], base: str) -> TensorMap:
     """The map of the blocks; base: prefix of their names."""
-    heads, groups, head_width = config.heads, config.num_kv_heads, config.head_width
+    ignored = tuple(prefix + name for prefix in ("", base) for name in IGNORED)
+    frequencies = {
+        f"{base}layers.{n}.self_attn.rotary_emb.inv_freq": Unused((config.head_width // 2,), required=False)
+        for n in range(config.layers)
+    }
+    return TensorMap(stack_terms(config.transformer, shapes, base), frequencies, ignored)
+
+
+def stack_terms(config: TransformerConfig, names: Iterable[str], base: str) -> dict[str, Term]:
+    """The terms of the blocks and the final norm of a transformer.
+
+    Args:
+        names: of our tensors, those of a `Transformer`.
+        base: prefix of their names.
+    """
+    heads, groups, head_width = config.heads, config.kv_heads, config.head_width
     orders = {
         "q_proj": interleaved_rows(heads, head_width),
         "k_proj": interleaved_rows(groups, head_width),
@@ -153,7 +169,7 @@ def _tensor_map(config: LMConfig, shapes: Mapping[str, Shape], base: str) -> Ten
         "k_norm": interleaved_rows(1, head_width),
     }
     terms: dict[str, Term] = {}
-    for name in shapes:
+    for name in names:
         theirs = _sources(name, base)
         parts: list[Term] = []
         for source in theirs:
@@ -161,12 +177,7 @@ def _tensor_map(config: LMConfig, shapes: Mapping[str, Shape], base: str) -> Ten
             parts.append(Source(source) if order is None else Permuted(Source(source), order))
         sizes = (heads * head_width, groups * head_width, groups * head_width) if len(theirs) == 3 else None
         terms[name] = Concat(tuple(parts), sizes) if len(parts) > 1 else parts[0]
-    ignored = tuple(prefix + name for prefix in ("", base) for name in IGNORED)
-    frequencies = {
-        f"{base}layers.{n}.self_attn.rotary_emb.inv_freq": Unused((head_width // 2,), required=False)
-        for n in range(config.layers)
-    }
-    return TensorMap(terms, frequencies, ignored)
+    return terms
 
 
 def _shapes_of(config: LMConfig) -> dict[str, tuple[int, ...]]:
@@ -217,8 +228,9 @@ def _check_supported(described: Mapping[str, Any], layout: TextLMLayout, path: P
         raise ValueError(f"{path}: rms_norm_eps is {eps!r}; norms of queries and keys have {QK_NORM_EPS:g} here")
 
 
-def _rope(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Settings of our rotary embedding; ValueError for scalings that it does not have."""
+def rope_settings(described: Mapping[str, Any], path: Path | str) -> dict[str, Any]:
+    """Settings of our rotary embedding, from rope_parameters, or rope_scaling and rope_theta, of a config; ValueError
+    for scalings that it does not have. path: for messages."""
     given = described.get("rope_parameters") or {}
     old = described.get("rope_scaling") or {}
     if not isinstance(given, dict) or not isinstance(old, dict):
@@ -243,7 +255,7 @@ def _rope(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {"kind": "time", "base": base, "scaling": scaling}
 
 
-def _positive(described: Mapping[str, Any], key: str, path: Path) -> float:
+def _positive(described: Mapping[str, Any], key: str, path: Path | str) -> float:
     value: Any = described.get(key)
     if type(value) not in (int, float) or not 0 < value <= MOST_BASE:
         found = repr(str(value)[:80])
@@ -251,5 +263,5 @@ def _positive(described: Mapping[str, Any], key: str, path: Path) -> float:
     return float(value)
 
 
-def _count(described: Mapping[str, Any], key: str, path: Path) -> int:
+def _count(described: Mapping[str, Any], key: str, path: Path | str) -> int:
     return check_whole(described.get(key), key, f"{path}: {key}")
