@@ -15,12 +15,12 @@ from .decoding.dispatch import warm_up
 from .decoding.loop import Progress
 from .long_form.speech import carries_audio, split_into_chunks
 from .long_text import Entry, generate_long, speak_chunks, with_alignments
-from .named_inputs import condition_inputs, is_list, label_and_text
+from .named_inputs import condition_inputs, is_list, label_and_text, recording_codes
 from .parts import Label, ModelParts
 from .pipeline import DEFAULT_BATCH, run_request
 from .requests.arguments import flag, function, setting, whole
 from .requests.keyword_types import Settings
-from .requests.prompt import Prompt, prompt_codes
+from .requests.prompt import Prompt
 from .requests.request import check_count, choose, make_request
 from .result import Result, issue_warnings
 from .streaming.audio import decode_stream, stream_audio
@@ -45,6 +45,8 @@ class Model(ModelParts):
         text: str | Sequence[str] | None = None,
         voice: Prompt | Sequence[Prompt] | None = None,
         voice_frames: int | None = None,
+        voice_text: str | None = None,
+        turns: Sequence[tuple[str, Prompt]] = (),
         embedding: Tensor | Sequence[Tensor] | None = None,
         melody: Prompt | Sequence[Prompt] | None = None,
         description: str | Sequence[str] | None = None,
@@ -72,6 +74,9 @@ class Model(ModelParts):
             voice: a reference recording whose voice to use, or a reference image, or a list: media, codes [K, L] or a
                 file, as `prompt`; it is not part of the result. For models with the condition `codes`.
             voice_frames: use only the first frames of the voice.
+            voice_text: the words of the voice, for models that read it as an earlier turn of a conversation (CSM).
+            turns: earlier turns of the conversation before all samples, for such models: a text and a recording each.
+                They are not part of the result.
             embedding: vectors [L, width] of another model, or a list. For models with the condition `embedding`.
             melody: a recording whose melody to follow, or a list: an audio file, or samples [C, N] at the model's
                 sample rate. For models with the condition `melody`.
@@ -107,13 +112,15 @@ class Model(ModelParts):
             lists = {"label": label, "voice": voice, "embedding": embedding, "description": description}
             lists |= {"language": language}
             start = start_codes(self, prompt, prompt_frames, chunks[0][0], notes)
-            entries = self._entries(chunks, lists, voice_frames, unconditional, notes)
+            said = {"voice_text": voice_text, "turns": turns}
+            entries = self._entries(chunks, lists, voice_frames, unconditional, notes, said)
             check_count(n)
             result = generate_long(self, entries, n, seed, start, exact, batch, on_progress, settings)
             return replace(result, warnings=issue_warnings(notes))
         inputs = condition_inputs(
-            self, label, text, voice, voice_frames, embedding, unconditional, notes, melody, description, language
-        )
+            self, label, text, voice, voice_frames, embedding, unconditional, notes, melody, description, voice_text,
+            turns, language,
+        )  # fmt: skip
         start = start_codes(self, prompt, prompt_frames, text if isinstance(text, str) else None, notes)
         own = with_min_frames(self, text, num_frames, settings)
         request = make_request(self.lm, self.tokenizer, inputs, n, seed, start, num_frames, self.defaults, own)
@@ -133,6 +140,8 @@ class Model(ModelParts):
         text: str | None = None,
         voice: Prompt | None = None,
         voice_frames: int | None = None,
+        voice_text: str | None = None,
+        turns: Sequence[tuple[str, Prompt]] = (),
         embedding: Tensor | None = None,
         melody: Prompt | None = None,
         description: str | None = None,
@@ -160,8 +169,9 @@ class Model(ModelParts):
         split = chunks[0] if chunks and len(chunks[0]) > 1 else None
         first = text if split is None else split[0]
         inputs = condition_inputs(
-            self, label, first, voice, voice_frames, embedding, unconditional, notes, melody, description, language
-        )
+            self, label, first, voice, voice_frames, embedding, unconditional, notes, melody, description, voice_text,
+            turns, language,
+        )  # fmt: skip
         start = start_codes(self, prompt, prompt_frames, first, notes)
         issue_warnings(notes)
         if split is not None and isinstance(self.tokenizer, AudioTokenizer):
@@ -212,7 +222,7 @@ class Model(ModelParts):
             raise ValueError(f"'{self.name}' writes no text; that needs a model whose lm has a text_stream")
         self.text.decode(())  # an error now, not after the work, if its ids do not tell a text
         several = audio if is_list(audio) or (isinstance(audio, Tensor) and audio.dim() == 3) else [audio]
-        codes = [_recording(self, one) for one in several]  # type: ignore[union-attr]
+        codes = [recording_codes(self, one) for one in several]  # type: ignore[union-attr]
         if not codes:
             raise ValueError("the list of recordings is empty; give at least one")
         labels = [self.label_id(one) for one in label] if is_list(label) else None  # type: ignore[union-attr]
@@ -280,11 +290,13 @@ class Model(ModelParts):
         voice_frames: int | None,
         unconditional: bool,
         notes: list[str],
+        said: dict[str, Any],
     ) -> list[Entry]:
         """One entry per text, or per entry of the other conditions; all are checked before the first is generated.
 
         Args:
             given: label, voice, embedding, description and language: one for all texts, a list, or None.
+            said: voice_text and turns.
         """
         lists = {"text": list(chunks)}
         lists |= {name: list(value) if _is_batch(value) else [value] for name, value in given.items()}
@@ -298,7 +310,7 @@ class Model(ModelParts):
             own: Any = {name: value[i % len(value)] for name, value in lists.items()}
             inputs = condition_inputs(
                 self, own["label"], own["text"][0], own["voice"], voice_frames, own["embedding"], unconditional, notes,
-                description=own["description"], language=own["language"],
+                description=own["description"], language=own["language"], **said,
             )  # fmt: skip
             entries.append(Entry(own["text"], inputs))
         return entries
@@ -311,15 +323,6 @@ def _frames(num_frames: Any) -> int | None:
 def _plain(given: Settings) -> Settings:
     """Settings with numpy and torch numbers converted to Python numbers."""
     return {name: setting(name, value) for name, value in given.items()}  # type: ignore[return-value]
-
-
-def _recording(parts: ModelParts, audio: Prompt) -> Tensor:
-    """Codes [K, T] of a recording; ValueError: it has no whole frame, or another shape."""
-    codes = prompt_codes(audio, parts.tokenizer, name="recording")
-    if codes is None or codes.dim() != 2 or not codes.shape[1]:
-        found = "nothing" if codes is None else list(codes.shape)
-        raise ValueError(f"a recording is a file, samples [C, N] or codes [K, T], found {found}")
-    return codes
 
 
 def _is_batch(value: object) -> bool:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ..lm.conditioning.dual_track import AUTO, Track, make_track
 from ..lm.conditioning.registry import CodesConditionConfig, DualTrackConfig, MelodyConditionConfig
+from ..lm.patterns.text_stream import Turn
 from .parts import Label, ModelParts
 from .requests.arguments import plain, shown, tensor
 from .requests.conditions import ARGUMENT_NAMES, ConditionInputs
 from .requests.melody import melody_classes
-from .requests.prompt import Prompt, prompt_codes
+from .requests.prompt import Prompt, prompt_codes, recording_samples
 
 LACKS = {
     "label": "has no labels",
@@ -65,6 +66,8 @@ def condition_inputs(
     notes: list[str],
     melody: Prompt | Sequence[Prompt] | None = None,
     description: str | Sequence[str] | None = None,
+    voice_text: str | None = None,
+    turns: Sequence[tuple[str, Prompt]] = (),
     language: str | Sequence[str] | None = None,
 ) -> ConditionInputs:
     """The conditions as ids and codes. Warnings are appended to `notes`.
@@ -73,10 +76,15 @@ def condition_inputs(
         ValueError: the model lacks a given condition, or needs a missing one.
     """
     description = plain(description)
+    dual = parts.dual_track
+    spoken = [] if dual is not None and not turns else _turns(parts, voice, voice_frames, voice_text, turns)
+    if spoken:
+        voice = voice_frames = None
     given = {"label": label, "text": text, "codes": voice, "embedding": embedding, "melody": melody}
     check_conditions(parts, given | {"description": description, "language": language}, unconditional)
-    if parts.dual_track is not None:
-        return ConditionInputs(tracks=dual_tracks(parts, parts.dual_track, given | {"description": description}, language))
+    if dual is not None:
+        said = {"description": description, "language": language, "voice_text": voice_text}
+        return ConditionInputs(tracks=dual_tracks(parts, dual, given | said, voice_frames))
     if text is not None and parts.text_becomes_embedding:
         embedding, text = _states(parts, text), None
     if description is not None:
@@ -101,32 +109,86 @@ def condition_inputs(
     if voice is not None:
         voices = [_voice_codes(parts, one, voice_frames, notes) for one in (voice if is_list(voice) else [voice])]  # type: ignore
         ids["voice"] = voices if is_list(voice) else voices[0]
-    return ConditionInputs(**ids)
+    return ConditionInputs(**ids, turns=spoken)
+
+
+def recording_codes(parts: ModelParts, audio: Prompt, num_frames: int | None = None, name: str = "recording") -> Tensor:
+    """Codes [K, T] of a recording; ValueError: it has no whole frame, or another shape."""
+    codes = prompt_codes(audio, parts.tokenizer, num_frames, name)
+    if codes is None or codes.dim() != 2 or not codes.shape[1]:
+        found = "nothing" if codes is None else list(codes.shape)
+        raise ValueError(f"a {name} is a file, samples [C, N] or codes [K, T], found {found}")
+    return codes
+
+
+def _turns(parts: ModelParts, voice: Any, voice_frames: int | None, voice_text: Any, turns: Any) -> list[Turn]:
+    """The earlier turns of a conversation, ids and codes; a voice with its words is one, before the others.
+
+    Raises:
+        ValueError: the model knows no turns, or a voice and its words were not given together.
+    """
+    stream = parts.lm.text_stream
+    if stream is None or not stream.has_end_frame:
+        if voice_text is not None or turns:
+            name = "turns were" if turns else "voice_text was"
+            raise ValueError(f"{name} given, but '{parts.name}' reads no earlier turns of a conversation; leave it out")
+        return []
+    said = [("turn", None, one) for one in turns]
+    if (voice is None) != (voice_text is None):
+        lacks = "voice_text, the words of the voice" if voice_text is None else "voice, the recording of voice_text"
+        raise ValueError(f"'{parts.name}' reads a voice as an earlier turn, text and recording; give {lacks}, as well")
+    if voice is not None:
+        if is_list(voice) or is_list(voice_text):
+            raise ValueError("a voice and its words are one recording and one text; give several as turns")
+        said = [("voice", voice_frames, (voice_text, voice)), *said]
+    found: list[Turn] = []
+    for name, frames, turn in said:
+        if not is_list(turn) or len(turn) != 2 or not isinstance(turn[0], str):
+            raise ValueError(f"a {name} is a pair, its text and its recording, found {shown(turn)}")
+        assert parts.text is not None
+        found.append((parts.text.encode(turn[0]), recording_codes(parts, turn[1], frames, name).cpu()))
+    return found
 
 
 def dual_tracks(
-    parts: ModelParts, dual: DualTrackConfig, given: dict[str, Any], language: str | Sequence[str] | None
+    parts: ModelParts, dual: DualTrackConfig, given: dict[str, Any], voice_frames: int | None
 ) -> Track | list[Track]:
     """The tracks of texts, of which each other condition is one for all or a list as well.
 
     Args:
-        given: by kind, checked: text, label, embedding (the vector of a speaker) and description.
+        given: by kind, checked: text, label, embedding (the vector of a speaker), description, language, codes (the
+            recording of a voice), and voice_text, its words.
     Raises:
         ValueError: lists of unequal lengths, an unknown language, or what `make_track` refuses.
     """
     assert parts.text is not None
+    if given["voice_text"] is not None and given["codes"] is None:
+        raise ValueError("voice_text was given without its recording; give voice as well, or leave it out")
     lists: dict[str, list[Any]] = {}
-    for name, value in (given | {"language": language}).items():
+    for name, value in given.items():
         several = is_list(value) or (isinstance(value, Tensor) and value.dim() == 3)
         lists[name] = list(value) if several else [value]
     count = max(map(len, lists.values()))
     for name, values in lists.items():
         if len(values) not in (1, count):
-            raise ValueError(f"{len(values)} {ARGUMENT_NAMES[name]}s but {count} others; give as many, or one for all")
+            what = ARGUMENT_NAMES.get(name, name)
+            raise ValueError(f"{len(values)} {what}s, but {count} of others; give as many, or one for all")
+    voices = [(voice, voice_frames, words) for voice in lists["codes"] for words in lists["voice_text"]]
+    if len(lists["codes"]) == len(lists["voice_text"]):
+        pairs = zip(lists["codes"], lists["voice_text"], strict=True)
+        voices = [(voice, voice_frames, words) for voice, words in pairs]
+    heard = [_heard(parts, dual, *voice) for voice in voices]
     tracks = []
     for i in range(count):
         own = {name: values[i % len(values)] for name, values in lists.items()}
-        label = parts.defaults.default_label if own["label"] is own["embedding"] is None else own["label"]
+        vector, recording = heard[i % len(heard)]
+        if own["text"] is None:
+            raise ValueError(f"'{parts.name}' reads a text always; give one")
+        if own["embedding"] is not None and vector is not None:
+            raise ValueError("a voice and embedding, the vector of a speaker, were both given; give one of them")
+        if own["embedding"] is not None:
+            vector = _speaker_vector(parts, own["embedding"])
+        label = parts.defaults.default_label if own["label"] is vector is None else own["label"]
         spoken = own["language"]
         if spoken is not None and not isinstance(spoken, str):
             raise ValueError(f"language must be a string, found {shown(spoken)}")
@@ -139,10 +201,30 @@ def dual_tracks(
                 AUTO if spoken is None else spoken,
                 None if label is None else parts.labels[parts.label_id(label)],
                 own["description"],
-                None if own["embedding"] is None else _speaker_vector(parts, own["embedding"]),
+                vector,
+                recording,
             )
         )
-    return tracks if count > 1 or is_list(given["text"]) else tracks[0]
+    return tracks if any(is_list(value) for value in given.values()) else tracks[0]
+
+
+def _heard(
+    parts: ModelParts, dual: DualTrackConfig, voice: Prompt | None, voice_frames: int | None, words: Any
+) -> tuple[Tensor | None, tuple[str, Tensor] | None]:
+    """What is read of the recording of a voice: the vector of its speaker, and with its words also its codes."""
+    if voice is None:
+        return None, None
+    encoder = parts.lm.conditions.parts["dual_track"].speaker_encoder
+    if encoder is None:
+        raise ValueError(f"'{parts.name}' has no speaker encoder, so it takes no recording of a voice; leave voice out")
+    vector = encoder.of(recording_samples(voice, parts.tokenizer, "voice").mean(dim=0))
+    if words is None:
+        if voice_frames is not None:
+            raise ValueError(f"voice_frames is {voice_frames}, but only the speaker of the voice is read; leave it out")
+        return vector, None
+    if not isinstance(words, str):
+        raise ValueError(f"voice_text must be a string, found {shown(words)}")
+    return vector, (words, recording_codes(parts, voice, voice_frames, "voice").cpu())
 
 
 def _speaker_vector(parts: ModelParts, vector: Any) -> Tensor:
@@ -186,7 +268,7 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
         raise ValueError("text and embedding were both given, and the text is turned into an embedding; give one")
     described = given["description"]
     for one in [] if described is None else described if is_list(described) else [described]:
-        if not isinstance(one, str):
+        if not isinstance(one, str) and (one is not None or parts.dual_track is None):
             raise ValueError(f"description must be a string, found {shown(one)}")
     if described is not None and given["embedding"] is not None:
         raise ValueError("description and embedding were both given; give one")

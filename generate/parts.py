@@ -55,7 +55,8 @@ class ModelParts:
         "codes". With a text encoder an embedding can be given as text as well."""
         dual = self.dual_track
         if dual is not None:
-            return ["text", *(["label"] if dual.speakers else []), *(["embedding"] if dual.takes_vector else [])]
+            has = {"label": dual.speakers, "embedding": dual.takes_vector, "codes": dual.speaker_encoder}
+            return ["text", *(kind for kind, value in has.items() if value)]
         kinds = ["text" if condition.kind == "aligned" else condition.kind for condition in self.lm.config.conditions]
         if self.lm.text_stream is not None:
             kinds = ["text", *kinds]

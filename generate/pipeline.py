@@ -11,6 +11,7 @@ from torch import Tensor
 from ..lm.conditioning.dual_track import Track
 from ..lm.generation_config import GenerationConfig
 from ..lm.models.base import LanguageModel
+from ..lm.patterns.text_stream import Turn
 from ..tokenize.alignment.spoken_text import join_units
 from ..tokenize.codes import pad_and_cat
 from ..tokenize.spec import check_same_tokenizer
@@ -41,6 +42,7 @@ def generate(
     embedding: Tensor | Sequence[Tensor] | None = None,
     voice: Tensor | Sequence[Tensor] | None = None,
     melody: Tensor | Sequence[Tensor] | None = None,
+    turns: Sequence[Turn] = (),
     tracks: Track | Sequence[Track] | None = None,
     n: int = 1,
     seed: int = 0,
@@ -62,6 +64,7 @@ def generate(
         embedding: vectors [L, width], or a list; None: none.
         voice: reference codes [K, L] that condition the samples but are not part of them, or a list; None: none.
         melody: pitch classes [L, bins] (lm/conditioning/chroma.py), or a list; None: none.
+        turns: earlier turns of a conversation, text ids and codes [K, T] each; they are not part of the result.
         tracks: texts for a model with the condition `dual_track` (lm/conditioning/dual_track.py), or a list; None: none.
         n: samples for each entry of the lists.
         seed: sample i has the seed `seed + i` and no other randomness: it is the same alone as in a batch.
@@ -79,7 +82,7 @@ def generate(
     """
     lm = check_pair(lm, tokenizer, "generate")
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
-    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, tracks)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, turns, tracks)
     request = make_request(lm, tokenizer, inputs, n, seed, prompt, num_frames, defaults, settings)
     batch, exact = whole("batch", batch, 1), flag("exact", exact)
     function("on_progress", on_progress)

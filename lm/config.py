@@ -190,8 +190,16 @@ class LMConfig(Config):
             raise ValueError("text_stream has no multi-token prediction; leave `ahead` out")
         if self.rope.kind == "grid":
             raise ValueError("text_stream is for audio, whose positions are in time; rope kind 'grid' is for images")
-        if self.text_stream.loss == "all" and self.text_stream.predict == "end":
-            raise ValueError("text_stream.loss is all, but predict 'end' predicts no text; use predict: text")
+        predict = self.text_stream.predict
+        if self.text_stream.loss == "all" and predict != "text":
+            raise ValueError(f"text_stream.loss is all, but predict '{predict}' predicts no text; use predict: text")
+        if predict == "none" and (self.arrangement.kind != "parallel" or self.head.kind != "depth"):
+            raise ValueError(
+                "text_stream.predict 'none' ends with a frame, whose codes must be chosen one after another in one "
+                f"step: arrangement parallel and head depth, found {self.arrangement.kind} and {self.head.kind}"
+            )
+        if predict == "none" and self.text_stream.positions == "shared":
+            raise ValueError("text_stream.positions 'shared' needs a text channel that predicts; found predict 'none'")
 
     @property
     def head_width(self) -> int:

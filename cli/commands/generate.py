@@ -38,6 +38,9 @@ def generate(
     voice_frames: Annotated[
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the voice.")
     ] = None,
+    voice_text: Annotated[
+        str | None, typer.Option(help="The words of the voice, for models that read them (CSM).")
+    ] = None,
     melody: Annotated[
         list[str] | None,
         typer.Option(help="Audio whose melody to follow, for models with such a condition; may be repeated."),
@@ -93,6 +96,7 @@ def generate(
         label=_one_or_list([label_of(loaded, one) for one in label] if label else None),
         voice=_one_or_list(voice),
         voice_frames=voice_frames,
+        voice_text=voice_text,
         melody=_one_or_list(melody),
         description=_one_or_list(description),
         language=_one_or_list(language),

@@ -34,6 +34,9 @@ def tts(
     voice_frames: Annotated[
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the recording.")
     ] = None,
+    voice_text: Annotated[
+        str | None, typer.Option(help="The words of the recording, for models that read them (CSM).")
+    ] = None,
     description: Annotated[
         str | None, typer.Option(help="How it sounds, for models that read this beside the text.")
     ] = None,
@@ -74,6 +77,7 @@ def tts(
         "text": text,
         **({} if voice is None else voice_of(loaded, voice)),
         "voice_frames": voice_frames,
+        "voice_text": voice_text,
         **({} if description is None else {"description": description}),
         **({} if language is None else {"language": language}),
         "seed": samples.seed,

@@ -102,6 +102,8 @@ class DecodeLoop:
         """For each phase of the head, runs one step; None: steps read any number of columns."""
         self.position = 0
         """The next step."""
+        self._before = None if request.stream is None else request.stream.before
+        """[B]: leading positions of each row that are no part of the result."""
         begun = request.prompt if request.stream is None else request.stream.codes
         if begun is not None and begun.shape[2]:
             lengths = None if request.stream is None else request.stream.lengths.to(lm.device)
@@ -188,7 +190,7 @@ class DecodeLoop:
         """Run to the end and yield codes [K, n] as soon as their frames are complete; for a batch of one row. Of a
         sequence with text they are those of the tokenizer, n > 0."""
         assert self.buffers.num_rows == 1
-        sent = 0
+        sent = 0 if self._before is None else int(self._before[0])
         while True:
             longest = self._longest()
             ready = min(self.num_complete, longest)
@@ -222,8 +224,9 @@ class DecodeLoop:
     def _split(self, sequences: Tensor, lengths: list[int]) -> Generated:
         """The text and the frames of sequences [B, K + 1, P] of these lengths."""
         stream = self.lm.text_stream
-        assert stream is not None
-        parts = [stream.split(row[:, :length]) for row, length in zip(sequences, lengths, strict=True)]
+        assert stream is not None and self._before is not None
+        rows = zip(sequences, self._before.tolist(), lengths, strict=True)
+        parts = [stream.split(row[:, first:last]) for row, first, last in rows]
         frames = torch.tensor([codes.shape[1] for _, codes in parts])
         codes, texts = pad_and_cat([codes[None] for _, codes in parts]), tuple(text for text, _ in parts)
         return Generated(codes, frames, self.buffers.ended.cpu(), texts=texts)

@@ -108,6 +108,7 @@ class DecodeStep:
         if only_text:
             self.stages = [stages[:1] for stages in self.stages]
         self.apart = Apart.of(lm, buffers.columns.device, only_text)
+        self.end_frame = EndFrame.of(lm, sampler)
         self.table = lm.arrangement.step_table(buffers.columns.shape[2] - 1, buffers.columns.device)
 
     def parts(self) -> tuple:
@@ -133,18 +134,25 @@ class DecodeStep:
         model runs; draft ids cannot end a row."""
         lm, buffers, guide, sampler = self.lm, self.buffers, self.guide, self.sampler
         head, sub_tokens, column = lm.head, lm.head.sub_tokens, buffers.column(step)
+        last = len(self.stages[phase]) - 1
+        if self.end_frame is not None:
+            column = self.end_frame.begin(column, self._given(step))
         draws = sampler.begin(step, buffers.columns, buffers.numbers, buffers.second_numbers)
         begun = head.begin(self.state.head, hidden, phase)
         for stage, rules in enumerate(self.stages[phase]):
             known = sub_tokens.split(column)
             logits = head.predict(begun, stage, guide.rows(known)).double()
             logits = sampler.forbid(draws, rules, logits.unflatten(0, (-1, buffers.num_rows)))
+            if self.end_frame is not None and stage == last:
+                logits = self.end_frame.forbid(step, column, logits)
             buffers.broken.logical_or_(drawable(logits).logical_not())
             drawn = sampler.draw(draws, rules, guide(logits, step, rules.books))
             if rules.first is not None and not (is_draft or self.fixed):
-                self._end_rows(step, drawn[:, rules.first])
+                self._end_rows(step, drawn[:, rules.first] == sub_tokens.end)
             ids = sub_tokens.join(drawn if rules.whole else known.index_copy(1, rules.places, drawn))
             column = self.filled(step, column, ids)
+        if self.end_frame is not None:
+            self._end_rows(step, self.end_frame.ends(column) & ~self._given(step)[:, 1])
         self.buffers.columns.index_copy_(2, step.reshape(1) + 1, column.unsqueeze(2))
         if self.advances is not None:
             self._advance_pointers(step, hidden[: buffers.num_rows], self.advances)
@@ -176,16 +184,20 @@ class DecodeStep:
         text, else sampled."""
         buffers = self.buffers
         forced = (self.table or self.lm.arrangement).forced_ids(step, buffers.row_lengths)
-        given = buffers.given.index_select(2, step.reshape(1))[:, :, 0]
+        given = self._given(step)
         if self.apart is not None:
             drawn = self.apart.without_frames(step, torch.where(given, column, drawn), buffers.columns)
         return torch.where(forced >= 0, forced, torch.where(given, column, drawn))
 
-    def _end_rows(self, step: Tensor, drawn: Tensor) -> None:
-        """Set the length of rows that sampled an end among the values [B] of sub-token 0."""
+    def _given(self, step: Tensor) -> Tensor:
+        """[B, K] bool: the cells of a step that hold prompt codes."""
+        return self.buffers.given.index_select(2, step.reshape(1))[:, :, 0]
+
+    def _end_rows(self, step: Tensor, ended: Tensor) -> None:
+        """Set the length of rows that sampled their end in this step, bool [B]."""
         buffers = self.buffers
         frame = buffers.end_frames.index_select(0, step.reshape(1))
-        ends = (drawn == self.lm.head.sub_tokens.end) & (frame >= 0) & (frame < buffers.row_lengths)
+        ends = ended & (frame >= 0) & (frame < buffers.row_lengths)
         buffers.row_lengths.copy_(torch.where(ends, frame, buffers.row_lengths))
         buffers.ended.logical_or_(ends)
 
@@ -220,3 +232,39 @@ class Apart:
         before = columns[:, 0].index_select(1, (step + 1 - self.lags).clamp(min=0))
         text = torch.where(self.lags == 0, column[:, :1], before) < self.num_ids
         return torch.cat([column[:, :1], torch.where(text, self.absent, column)[:, 1:]], dim=1)
+
+
+@dataclass(frozen=True)
+class EndFrame:
+    """The rule that a frame whose codes are all 0 is the end: for a text stream whose text channel predicts nothing."""
+
+    slot: int
+    """What the text channel holds beside a frame."""
+    first_end_steps: Tensor | None
+    """[B or 1, 1] long: no end of a row before this step; None: no end at all."""
+
+    @classmethod
+    def of(cls, lm: TokenLM, sampler: Sampler) -> EndFrame | None:
+        """The rule of a model, with the limits of its sampler; None if it has another end."""
+        stream = lm.text_stream
+        if stream is None or not stream.has_end_frame:
+            return None
+        return cls(stream.slot, sampler.first_end_steps)
+
+    def begin(self, column: Tensor, given: Tensor) -> Tensor:
+        """The column [B, K] of a step before its first stage, with the text channel, which is not sampled; given
+        [B, K]: the cells of the prompt."""
+        return torch.cat([torch.where(given[:, :1], column[:, :1], self.slot), column[:, 1:]], dim=1)
+
+    def forbid(self, step: Tensor, column: Tensor, logits: Tensor) -> Tensor:
+        """The logits [*, B, 1, V] of the last codebook without code 0, where it would be an end too early."""
+        early = torch.ones_like(column[:, 0], dtype=torch.bool)
+        if self.first_end_steps is not None:
+            early = (step < self.first_end_steps[:, 0]).expand(len(column))
+        zero = torch.arange(logits.shape[-1], device=logits.device) == 0
+        wrong = early & (column[:, 1:-1] == 0).all(dim=1)
+        return logits.masked_fill(wrong[:, None, None] & zero, float("-inf"))
+
+    def ends(self, column: Tensor) -> Tensor:
+        """[B] bool: rows whose frame in the column [B, K] is the end."""
+        return (column[:, 1:] == 0).all(dim=1)

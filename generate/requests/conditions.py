@@ -11,6 +11,7 @@ from torch import Tensor
 from ...lm.conditioning.dual_track import Track, track_fields
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.models.base import LanguageModel
+from ...lm.patterns.text_stream import Turn
 
 ARGUMENT_NAMES = {
     **{"label": "label", "text": "text", "embedding": "embedding", "codes": "voice", "aligned": "text"},
@@ -31,9 +32,10 @@ class ConditionInputs:
     """Floating point [L, width] each, or one tensor [B, L, width]."""
     voice: Tensor | Sequence[Tensor] | None = None
     """Reference codes, long [K, L] each, or one tensor [B, K, L]."""
-
     melody: Tensor | Sequence[Tensor] | None = None
     """Pitch classes, floating point [L, bins] each, or one tensor [B, L, bins]."""
+    turns: Sequence[Turn] = ()
+    """Earlier turns of a conversation, the same before all samples: text ids and codes [K, T] each."""
     tracks: Track | Sequence[Track] | None = None
     """Texts with what they need beside them, for a model with two tracks."""
 

@@ -14,7 +14,7 @@ from ...configs.schema import check_config
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.generation_config import GenerationConfig
 from ...lm.models.base import LanguageModel
-from ...lm.patterns.text_stream import Task, TextStream
+from ...lm.patterns.text_stream import Task, TextStream, Turn
 from ...tokenize.codes import pad_and_cat
 from ...tokenize.spec import AudioGeometry, ImageGeometry
 from ...tokenize.tokenizer import Tokenizer
@@ -42,22 +42,30 @@ class StreamPrompt:
     """[B] long: no end before this many positions."""
     longest: Tensor
     """[B] long, maximum number of positions, the given ones included; the exact number if the length is fixed."""
+    before: Tensor
+    """[B] long, leading given positions that are no part of the result: earlier turns."""
 
     @classmethod
     def make(
-        cls, task: Task | None, given: Sequence[Tensor], fewest: Sequence[int] | int, most: Sequence[int] | int
+        cls,
+        task: Task | None,
+        given: Sequence[Tensor],
+        fewest: Sequence[int] | int,
+        most: Sequence[int] | int,
+        before: Sequence[int] | int = 0,
     ) -> StreamPrompt:
-        """The prompt of rows that begin with the sequences [K + 1, S] and go on for `fewest` to `most` positions (one
-        number for all rows, or one for each)."""
+        """The prompt of rows that begin with the sequences [K + 1, S] and go on for `fewest` to `most` positions; the
+        result begins after `before` (one number for all rows, or one for each)."""
         lengths = torch.tensor([row.shape[1] for row in given])
         shortest, longest = (lengths + torch.as_tensor(number) for number in (fewest, most))
-        return cls(task, pad_and_cat([row[None] for row in given]), lengths, shortest, longest)
+        begun = torch.as_tensor(before).expand(len(given))
+        return cls(task, pad_and_cat([row[None] for row in given]), lengths, shortest, longest, begun)
 
     def rows(self, rows: slice) -> StreamPrompt:
         """The selected rows."""
         lengths = self.lengths[rows]
         codes = self.codes[rows, :, : int(lengths.max())]
-        return StreamPrompt(self.task, codes, lengths, self.shortest[rows], self.longest[rows])
+        return StreamPrompt(self.task, codes, lengths, self.shortest[rows], self.longest[rows], self.before[rows])
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,10 @@ def check_stream(lm: LanguageModel, request: Request) -> None:
     if request.length.max_frames != int(prompt.longest.max()):
         raise ValueError(f"length is {request.length.max_frames} positions, the longest {int(prompt.longest.max())}")
     if prompt.task == "write" and lm.text_stream.unpredicted:
-        raise ValueError("the model predicts no text (text_stream.predict is 'end'), so it cannot write; let it speak")
+        predict = lm.text_stream.config.predict
+        raise ValueError(
+            f"the model predicts no text (text_stream.predict is '{predict}'), so it cannot write; let it speak"
+        )
 
 
 def make_request(
@@ -182,8 +193,10 @@ def make_request(
             raise ValueError(f"{rows}; give one [K, t] for all, or as many rows")
         check_prompt(prompt, count, lm.spec.cardinalities, length)
     stream = None
+    if inputs.turns and (lm.text_stream is None or not lm.text_stream.has_end_frame):
+        raise ValueError("turns were given, but the model reads no earlier turns of a conversation; leave them out")
     if lm.text_stream is not None:
-        stream = _spoken(lm.text_stream, inputs.texts(count), prompt, length)
+        stream = _spoken(lm.text_stream, inputs.texts(count), prompt, length, inputs.turns)
         length, prompt = Length(int(stream.longest.max()), 0, length.fixed), None
     return Request(
         conditions=conditions,
@@ -197,13 +210,22 @@ def make_request(
     )
 
 
-def _spoken(stream: TextStream, texts: Sequence[Sequence[int]], prompt: Tensor | None, length: Length) -> StreamPrompt:
-    """Sequences that begin with a text, and with the prompt [B, K, t] after it; `length` counts the frames of both."""
+def _spoken(
+    stream: TextStream,
+    texts: Sequence[Sequence[int]],
+    prompt: Tensor | None,
+    length: Length,
+    turns: Sequence[Turn] = (),
+) -> StreamPrompt:
+    """Sequences that begin with earlier turns, then with a text, and with the prompt [B, K, t] after it; `length`
+    counts the frames of the prompt and those that follow."""
     none = torch.zeros(len(stream.cardinalities) - 1, 0, dtype=torch.long)
     prompts = [none] * len(texts) if prompt is None else list(prompt.cpu())
-    given = [stream.speak(text, codes) for text, codes in zip(texts, prompts, strict=True)]
+    given = [stream.speak(text, codes, turns) for text, codes in zip(texts, prompts, strict=True)]
+    begun = [len(row[0]) - len(stream.speak(text, codes)[0]) for row, text, codes in zip(given, texts, prompts, strict=True)]
     before = prompts[0].shape[1]
-    return StreamPrompt.make("speak", given, max(length.min_frames - before, 0), length.max_frames - before)
+    fewest, most = max(length.min_frames - before, 0), length.max_frames - before
+    return StreamPrompt.make("speak", given, fewest, most, begun)
 
 
 def check_decode_memory(lm: LanguageModel, count: int, num_frames: int | None = None) -> None:

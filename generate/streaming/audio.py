@@ -10,6 +10,7 @@ from torch import Tensor
 from ...lm.conditioning.dual_track import Track
 from ...lm.generation_config import GenerationConfig
 from ...lm.models.base import LanguageModel
+from ...lm.patterns.text_stream import Turn
 from ...tokenize.audio.tokenizer import AudioTokenizer, StreamDecoder
 from ...tokenize.spec import check_same_tokenizer
 from ...tokenize.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ def stream_audio(
     embedding: Tensor | None = None,
     voice: Tensor | None = None,
     melody: Tensor | None = None,
+    turns: Sequence[Turn] = (),
     tracks: Track | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
@@ -60,7 +62,7 @@ def stream_audio(
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' generates all frames together and cannot stream; use generate"
         )
-    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, tracks)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, turns, tracks)
     request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, but {len(request.seeds)} were requested; create one stream for each")

@@ -41,6 +41,7 @@ from ..ops.linear import Linear
 from .base import ConditionContext
 from .batch import ConditionBatch
 from .padding import check_lengths, mask_or_none
+from .speaker_encoder import SpeakerEncoder, SpeakerEncoderConfig
 
 NOTHING, VOICE = -1, -2
 """In a track, in the place of an id: a zero vector; of codebook 0 also the vector of the row's speaker."""
@@ -137,6 +138,8 @@ class DualTrackConfig(Config):
     """Of the words of a recording; null: the model takes none."""
     takes_vector: bool = False
     """Whether a speaker may be given as a vector."""
+    speaker_encoder: SpeakerEncoderConfig | None = None
+    """Makes such a vector of a recording; null: the model has none."""
     dropout: float = Field(default=0.0, ge=0, le=0)
     """The text is never dropped: no guidance."""
 
@@ -148,6 +151,8 @@ class DualTrackConfig(Config):
         for name, speaker in self.speakers.items():
             if speaker.dialect is not None and speaker.dialect not in self.languages:
                 raise ValueError(f"speaker '{name}' speaks '{speaker.dialect}', which is no language of the model")
+        if self.speaker_encoder is not None and not self.takes_vector:
+            raise ValueError("speaker_encoder makes a vector of a speaker, but takes_vector is false")
         if AUTO in self.languages:
             raise ValueError(f"languages: '{AUTO}' stands for none; use another name")
         return self
@@ -292,6 +297,8 @@ class DualTrackCondition(nn.Module):
         self.tags = Table(config.num_tags, context.width)
         self.register_buffer("unread_outputs", torch.zeros(config.num_tags, context.width))
         """[tags, D]: rows of a public model's output layer that no id uses, kept to be written back."""
+        encoder = config.speaker_encoder
+        self.speaker_encoder = None if encoder is None else SpeakerEncoder(encoder, context.width)
 
     def check(self, batch: ConditionBatch) -> None:
         """ValueError: wrong shape or dtype, or ids out of range."""

@@ -93,6 +93,8 @@ class DepthSettings(Config):
     """What predicts the first sub-token: depth, the depth transformer; backbone, a linear layer on its hidden state."""
     output: Literal["own", "shared"] = "own"
     """Output layers: own, one per sub-token; shared, one for all."""
+    spare_outputs: int = Field(default=0, ge=0, le=1024)
+    """Outputs of each layer beyond those of its sub-token, which are never read: public models have some."""
     trained_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the steps, chosen at random, on which the depth transformer is trained each time: less is faster, and
     the expected loss is the same. A first sub-token predicted by the backbone is trained on all steps."""
@@ -133,7 +135,8 @@ class DepthHead(nn.Module):
         self.stages = tuple((j,) for j in range(J))
         self.cache_shape = (config.layers, kv_heads, J, head_width)
         self.rope = config.positions if isinstance(config.positions, RopePositionsConfig) else None
-        self.first = Linear(width, sub_tokens.output_sizes[0], bias=False) if self.backbone_first else None
+        spare, first = config.spare_outputs, sub_tokens.output_sizes[0]
+        self.first = Linear(width, first + spare, bias=False) if self.backbone_first else None
         self.project = _make_projection(config.projection, width, own)
         self.positions = Table(J, own) if isinstance(config.positions, TablePositionsConfig) else None
         read = config.input if isinstance(config, DepthHeadConfig) else "embedding"
@@ -156,7 +159,7 @@ class DepthHead(nn.Module):
         )
         sizes = sub_tokens.output_sizes[self.backbone_first :]
         self.outputs = nn.ModuleList(
-            Linear(own, size, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
+            Linear(own, size + spare, bias=False) for size in ([max(sizes)] if config.output == "shared" else sizes)
         )
 
     def initialize_(self) -> None:
@@ -181,7 +184,7 @@ class DepthHead(nn.Module):
         sub_tokens = self._cells(self.sub_tokens.split(ids))
         first = None
         if self.first is not None:
-            first = cross_entropy(self.first(flat), targets[:, 0], label_smoothing)
+            first = cross_entropy(self._first_logits(flat), targets[:, 0], label_smoothing)
         chosen = self._choose(B * S, hidden.device)
         if chosen is not None:
             flat, targets, sub_tokens = flat[chosen], targets[chosen], sub_tokens[chosen]
@@ -230,9 +233,14 @@ class DepthHead(nn.Module):
     def _logits(self, j: int, hidden: Tensor, state: Tensor) -> Tensor:
         """[N, values of sub-token j] from the backbone state [N, D] and the depth state at its position [N, D']."""
         if self.first is not None and j == 0:
-            return self.first(hidden)
+            return self._first_logits(hidden)
         output = self.outputs[0] if len(self.outputs) == 1 else self.outputs[j - self.backbone_first]
         return output(state)[:, : self.sub_tokens.output_sizes[j]]
+
+    def _first_logits(self, hidden: Tensor) -> Tensor:
+        """[N, values of sub-token 0] from the backbone state [N, D]."""
+        assert self.first is not None
+        return self.first(hidden)[:, : self.sub_tokens.output_sizes[0]]
 
     @staticmethod
     def _cells(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
     stage 0     the text channel: an id of the text, or slot (a frame follows), or the end
     stage 1 ..  the stages of the audio head, which is not told what stage 0 chose
 
+If the text channel predicts nothing (`predict: none`), there is neither such a layer nor stage 0.
 The two vocabularies are never padded to each other, in training or in decoding: that of a text may have 150,000 ids.
 """
 
@@ -61,7 +62,8 @@ class StreamHead(nn.Module):
     def __init__(self, stream: TextStream, arrangement: CodebookPattern, width: int, audio: Any):
         super().__init__()
         self.sub_tokens = StreamSubTokens(stream, arrangement, audio.sub_tokens)
-        self.text = Linear(width, self.sub_tokens.output_sizes[0], bias=False)
+        silent = stream.has_end_frame
+        self.text = None if silent else Linear(width, self.sub_tokens.output_sizes[0], bias=False)
         self.audio = audio
         self.period: int = audio.period
 
@@ -70,8 +72,10 @@ class StreamHead(nn.Module):
 
     def forward(self, hidden: Tensor, ids: Tensor | None, first_step: int = 0) -> Tensor:
         """The logits of whole sequences, here padded to each other for `LMOutput`."""
-        text = self.text(hidden).unsqueeze(2)
         audio = self.audio(hidden, None if ids is None else ids[:, 1:], first_step)
+        if self.text is None:
+            return nn.functional.pad(audio, (0, 0, 1, 0), value=float("-inf"))
+        text = self.text(hidden).unsqueeze(2)
         V = max(text.shape[-1], audio.shape[-1])
         padded = [nn.functional.pad(x, (0, V - x.shape[-1]), value=float("-inf")) for x in (text, audio)]
         return torch.cat(padded, dim=2)
@@ -79,19 +83,22 @@ class StreamHead(nn.Module):
     def losses(self, hidden: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """See base.Head. Only the steps with a loss are computed, which synchronizes a GPU."""
         targets, said, heard = self.sub_tokens.targets(ids, mask)[:, 0], mask[:, 0], mask[:, 1:].any(dim=1)
-        text = cross_entropy(self.text(hidden[said]), targets[said], label_smoothing)
+        terms = torch.zeros(mask.transpose(1, 2).shape, device=hidden.device)
+        text = terms[..., :1]
+        if self.text is not None:
+            found = cross_entropy(self.text(hidden[said]), targets[said], label_smoothing)
+            text = terms[..., 0].masked_scatter(said, found).unsqueeze(-1)
         heard[0, 0] = True  # so that there is one step at least
         chosen = [x[:, 1:].transpose(1, 2)[heard].t().unsqueeze(0) for x in (ids, mask)]
         audio = self.audio.losses(hidden[heard].unsqueeze(0), *chosen, label_smoothing)
-        terms = torch.zeros(mask.transpose(1, 2).shape, device=hidden.device)
-        text = terms[..., 0].masked_scatter(said, text).unsqueeze(-1)
         audio = terms[..., 1:].masked_scatter(heard.unsqueeze(-1), audio[0].t())
         return torch.cat([text, audio], dim=-1).transpose(1, 2)
 
     # Decoding, one step at a time
 
     def stages_at(self, step: int) -> tuple[tuple[int, ...], ...]:
-        return (0,), *(tuple(1 + j for j in places) for places in self.audio.stages_at(step))
+        first = () if self.text is None else ((0,),)
+        return *first, *(tuple(1 + j for j in places) for places in self.audio.stages_at(step))
 
     def start(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Any:
         return self.audio.start(num_rows, dtype, device)
@@ -101,6 +108,8 @@ class StreamHead(nn.Module):
 
     def predict(self, begun: tuple[Tensor, Any], stage: int, sub_tokens: Tensor) -> Tensor:
         hidden, audio = begun
+        if self.text is None:
+            return self.audio.predict(audio, stage, sub_tokens[:, 1:])
         if stage == 0:
             return self.text(hidden).unsqueeze(1)
         return self.audio.predict(audio, stage - 1, sub_tokens[:, 1:])

@@ -19,6 +19,13 @@ class StreamInput(nn.Module):
         super().__init__()
         self.text = Table(num_text_rows, width)
         self.audio = INPUTS[config.kind](config, stream.audio, width, code_vectors)
+        self.is_sparse = stream.config.empty == "zero"
+        self.no_text, self.no_frame = (stream.slot, stream.absent_ids[0]), stream.absent_ids[1]
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.text(ids[:, 0]) + self.audio(ids[:, 1:])
+        text, audio = self.text(ids[:, 0]), self.audio(ids[:, 1:])
+        if not self.is_sparse:
+            return text + audio
+        (slot, dropped), said = self.no_text, ids[:, 0]
+        text = text.masked_fill(((said == slot) | (said == dropped)).unsqueeze(-1), 0.0)
+        return text + audio.masked_fill((ids[:, 1] == self.no_frame).unsqueeze(-1), 0.0)

@@ -103,7 +103,8 @@ def _stream_rows(lm: TransformerLM, text: TextTokenizer | None) -> dict[str, Nam
         names = (*text.names_of_ids(), ("slot",))
         found["input.text.weight"] = NamedRows("text", (*names, *_special_names(lm.arrangement)))
         unused = [None] * (lm.arrangement.end_ids[0] - len(names))
-        found["head.text.weight"] = NamedRows("text", (*names[stream.unpredicted :], *unused, ("end",)))
+        if lm.head.text is not None:
+            found["head.text.weight"] = NamedRows("text", (*names[stream.unpredicted :], *unused, ("end",)))
     return found
 
 

@@ -126,8 +126,11 @@ class TransformerLM(LanguageModel):
 
     def start_ids(self, num_rows: int, device: torch.device | str | None = None) -> Tensor:
         """[B, K] long: the input of the first `step`."""
-        device = device if device is not None else self.device
-        return torch.tensor(self.arrangement.start_ids, dtype=torch.long, device=device).expand(num_rows, -1)
+        device, stream = device if device is not None else self.device, self.text_stream
+        ids = self.arrangement.start_ids
+        if stream is not None and stream.config.begin is not None:
+            ids = stream.config.begin, *stream.absent_ids[1:]
+        return torch.tensor(ids, dtype=torch.long, device=device).expand(num_rows, -1)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -170,7 +173,10 @@ class TransformerLM(LanguageModel):
             return self.arrangement.arrange(codes, lengths)
         arranged = self.arrangement.arrange(codes, lengths, given if stream.config.loss == "answer" else None)
         stream.check(codes, lengths)
-        return arranged
+        if not stream.has_end_frame:
+            return arranged
+        silent = torch.zeros_like(arranged.mask[:, :1])
+        return replace(arranged, mask=torch.cat([silent, arranged.mask[:, 1:]], dim=1))
 
     def read_ids(self, ids: Tensor, given: Tensor | None) -> Tensor:
         """The ids [B, K, S] that whole sequences read: `start`, then those of the steps but the last; in training mode

@@ -23,6 +23,8 @@ from ..conditioning.text_encoder import TextEncoder
 from ..generation_config import GenerationConfig
 from ..models.transformer_lm import TransformerLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
+from .csm import MODEL_TYPES as CSM_TYPES
+from .csm import csm_defaults, load_csm, read_csm_codec, read_csm_text, save_csm, save_csm_whole
 from .llamagen import (
     is_llamagen,
     llamagen_defaults,
@@ -53,6 +55,15 @@ from .parler import (
     save_parler,
     save_parler_whole,
 )
+from .qwen3_tts import MODEL_TYPES as QWEN3_TTS_TYPES
+from .qwen3_tts import (
+    load_qwen3_tts,
+    qwen3_tts_defaults,
+    read_qwen3_tts_codec,
+    read_qwen3_tts_text,
+    save_qwen3_tts,
+    save_qwen3_tts_whole,
+)
 from .unknown import refuse_unknown
 from .var import TOKENIZER as VAR_TOKENIZER
 from .var import VAR_DEFAULTS, is_var, load_var, read_var_tokenizer, save_var, save_var_whole
@@ -79,7 +90,7 @@ class PublicLayout:
     read_text_encoder: Callable[[PublicFolder], TextEncoder | None] = lambda folder: None
     """The text encoder in a folder, for models with the condition `embedding`; None: there is none."""
     read_text: Callable[[PublicFolder], TextTokenizer | None] = lambda folder: None
-    """The text tokenizer in a folder, for models with the condition `text`."""
+    """The text tokenizer in a folder, for models with the condition `text` or a text stream."""
     save_whole: Callable[[Path, LoadedModel, StorageName], None] | None = None
     """save_whole(folder, model, dtype) of a model with its tokenizer and text encoder; None: no such layout exists."""
     reads_tokenizer: bool = False
@@ -109,6 +120,26 @@ PUBLIC = {
         read_text_encoder=read_parler_text_encoder,
         read_text=read_parler_text,
         save_whole=save_parler_whole,
+    ),
+    "csm": PublicLayout(
+        CSM_TYPES,
+        load_csm,
+        save_csm,
+        csm_defaults,
+        "the audio codec",
+        read_tokenizer=read_csm_codec,
+        read_text=read_csm_text,
+        save_whole=save_csm_whole,
+    ),
+    "qwen3-tts": PublicLayout(
+        QWEN3_TTS_TYPES,
+        load_qwen3_tts,
+        save_qwen3_tts,
+        qwen3_tts_defaults,
+        "the audio codec in speech_tokenizer/",
+        read_tokenizer=read_qwen3_tts_codec,
+        read_text=read_qwen3_tts_text,
+        save_whole=save_qwen3_tts_whole,
     ),
     "llamagen": PublicLayout(
         ("llamagen",),
@@ -162,7 +193,7 @@ class PublicModel:
     labels: list[str]
     defaults: GenerationConfig
     text: TextTokenizer | None = None
-    """None: the model has no condition `text`."""
+    """None: the model has neither a condition `text` nor a text stream."""
 
     @property
     def missing(self) -> list[str]:
@@ -232,6 +263,7 @@ def read_public_model(
     if text_encoder is not None and not any(c.kind == "embedding" for c in lm.config.conditions):
         raise ValueError(f"{folder}: a text encoder was given, but this {name} model reads no text; leave it out")
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
+    labels += [] if lm.config.dual_track is None else list(lm.config.dual_track.speakers)
     defaults = layout.defaults(opened, lm.spec)
     if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
         defaults = defaults.model_copy(update={"guidance": 1.0})

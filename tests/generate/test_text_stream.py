@@ -67,6 +67,9 @@ def slow_sequence(lm, request, i):
             logits = logits_at(step)
             for j in places:
                 row = logits[j].double().clone()
+                wrong = request.length.fixed or table[0][step] < int(prompt.shortest[i])
+                if stream.has_end_frame and j == len(sub_tokens) - 1 and wrong and not codes[0, 1:-1, step].any():
+                    row[0] = -torch.inf
                 if j == 0:
                     ids = torch.arange(len(row)) + stream.unpredicted
                     if task == "speak":
@@ -90,6 +93,8 @@ def slow_sequence(lm, request, i):
                         codes[0, 1:, position] = torch.tensor(stream.absent_ids[1:])
                 elif codes[0, k, position] != stream.absent_ids[k]:
                     codes[0, k, position] = ids[k]
+        if stream.has_end_frame and given <= step < end and not codes[0, 1:, step].any():
+            end, ended = step, True
     text, frames = stream.split(codes[0, :, :end])
     return text, frames, ended or request.length.fixed
 

@@ -144,7 +144,9 @@ def input_for(head, config):
 
 
 def cardinalities_for(config):
-    """Codebooks that the model's head and input can split."""
+    """Codebooks that the model's head and input can split; few codes where a frame of zeros is the end."""
+    if config.text_stream is not None and config.text_stream.predict == "none":
+        return (3, 2, 3)
     if "bits" in (config.head.kind, config.input.kind):
         return (8, 8, 8) if getattr(config.head, "groups", None) is None else (16, 4, 64)
     return (6, 6, 6) if config.head.kind == "factor" else CARDINALITIES

@@ -68,6 +68,21 @@ CASES = {
     for i, (arrangement, head) in enumerate(itertools.product(ARRANGEMENTS, HEADS))
 }
 
+# The end is a frame of zeros, whose codes are chosen one after another.
+CASES |= {
+    f"end frame, {head}": dict(
+        head=HEADS[head][0],
+        input=HEADS[head][1],
+        conditions=CONDITIONS[conditions],
+        kv_heads=2,
+        text_stream={"predict": "none"} | settings,
+    )
+    for head, conditions, settings in (
+        ("depth", "label prefix", {}),
+        ("depth with rope", "nothing", {"empty": "zero"}),
+    )
+}
+
 
 def make_config(text_stream=None, **settings) -> LMConfig:
     stream = TextStreamConfig(text=ByteTextConfig(), vocab_size=NUM_IDS, **(text_stream or {}))
@@ -109,7 +124,7 @@ def make_sequences(lm, count, seed=0):
     for b in range(count):
         text = torch.randint(NUM_IDS, (number(1, 5),), generator=generator)
         codes = make_codes(1, number(1, 6), sizes, seed + 100 + b)[0]
-        speaks = bool(number(0, 1)) or lm.config.text_stream.predict == "end"
+        speaks = bool(number(0, 1)) or lm.config.text_stream.predict != "text"
         rows.append(lm.text_stream.speak(text, codes) if speaks else lm.text_stream.write(codes, text))
         given.append(len(text) if speaks else codes.shape[1])
         if lm.config.text_stream.positions == "shared" and number(0, 2):

@@ -12,6 +12,7 @@ from stream_models import CASES, NUM_IDS, make_all, make_config, make_model, mak
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.config import LMConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig
 from tessera.lm.heads.text_stream import StreamHead
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.packed_sequences import packed_loss
@@ -81,6 +82,7 @@ def test_what_counts_in_the_loss(seed):
                 absent = codes[b, k, frame] == lm.text_stream.absent_ids[k]
                 expected_mask[b, k, frame + offset] = not absent
         expected_mask[b, 0, length + offsets[0]] = True
+    expected_mask[:, 0] &= not lm.text_stream.has_end_frame
     assert arranged.mask.equal(expected_mask), name
     assert arranged.ids.equal(expected_ids)
     targets = lm.head.sub_tokens.targets(arranged.ids, arranged.mask)
@@ -223,7 +225,7 @@ def test_the_gradient_reaches_every_part(case):
         assert unread or bool(parameter.grad.any()), name
     assert bool(lm.input.text.weight.grad[:NUM_IDS].any(dim=1).all())
     absent = lm.text_stream.absent_ids[0] if lm.config.text_stream.dropout else 0
-    assert bool(lm.input.text.weight.grad[absent].any())
+    assert bool(lm.input.text.weight.grad[absent].any()) == (lm.config.text_stream.empty == "learned")
 
 
 # Dropped text
@@ -280,6 +282,13 @@ BAD = {
     "has no multi-token prediction": {"ahead": {"steps": 2}},
     "rope kind 'grid' is for images": {"rope": {"kind": "grid"}},
     "predict 'end' predicts no text": {"text_stream": {"text": {"kind": "bytes"}, "loss": "all", "predict": "end"}},
+    "predict 'none' predicts no text": {"text_stream": {"text": {"kind": "bytes"}, "loss": "all", "predict": "none"}},
+    "arrangement parallel and head depth, found delay and parallel": {
+        "text_stream": {"text": {"kind": "bytes"}, "predict": "none"}, "arrangement": {"kind": "delay"},
+    },
+    "needs a text channel that predicts; found predict 'none'": {
+        "text_stream": {"text": {"kind": "bytes"}, "predict": "none", "positions": "shared"}, "head": {"kind": "depth"},
+    },
     "text_stream.dropout": {"text_stream": {"text": {"kind": "bytes"}, "dropout": 1.0}},
     "text_stream.vocab_size": {"text_stream": {"text": {"kind": "bytes"}, "vocab_size": 0}},
     "text_stream.text": {"text_stream": {}},
@@ -373,6 +382,7 @@ def test_a_batch_without_audio_to_predict():
 def test_the_layers_of_the_two_vocabularies():
     lm = make_model({"predict": "end"})
     assert isinstance(lm.head, StreamHead) and lm.head.text.weight.shape == (2, 32)
+    assert make_model({"predict": "none"}, head=DepthHeadConfig(heads=2)).head.text is None
     lm = make_model()
     assert lm.head.text.weight.shape == (NUM_IDS + 2, 32)
     assert lm.input.text.weight.shape == (NUM_IDS + 1 + 4, 32)

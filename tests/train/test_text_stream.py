@@ -286,6 +286,14 @@ def test_a_killed_run_continues_as_if_nothing_had_been(spoken, trained, tmp_path
             {"text_stream": {"text": {"kind": "sentencepiece", "vocab_size": 24}, "loss": "all"}},
         ),
         ({}, {"text_stream": {"text": {"kind": "characters"}, "predict": "end"}}),
+        (
+            {},
+            {
+                "text_stream": {"text": {"kind": "characters"}, "predict": "none"},
+                "arrangement": {"kind": "parallel"},
+                "head": {"kind": "depth", "layers": 1, "heads": 2},
+            },
+        ),
         ({}, {"text_stream": {"text": {"kind": "phonemes", "language": "en"}}}),
         ({}, {"text_stream": {"text": {"kind": "bpe", "vocab_size": 270}}}),
         (
@@ -293,7 +301,7 @@ def test_a_killed_run_continues_as_if_nothing_had_been(spoken, trained, tmp_path
             {"conditions": [{"kind": "codes", "max_frames": 4}], "head": {"kind": "depth", "layers": 1, "heads": 2}},
         ),
     ],
-    ids=["packed", "writes only", "speaks only", "phonemes", "bpe", "a voice"],
+    ids=["packed", "writes only", "speaks only", "end frame", "phonemes", "bpe", "a voice"],
 )
 def test_runs_with_other_settings(spoken, tmp_path, data, lm):
     if lm.get("text_stream", {}).get("text", {}).get("kind") == "bpe":

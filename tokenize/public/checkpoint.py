@@ -87,11 +87,12 @@ class Checkpoint:
         check_tensors(found, wanted, self.path)
 
 
-def open_checkpoint(path: Path, also: Sequence[Path] = ()) -> Checkpoint:
+def open_checkpoint(path: Path, also: Sequence[Path] = (), named: str | None = None) -> Checkpoint:
     """Open a folder with weights in safetensors, sharded or not, or else with one pickle; or one such file.
 
     Args:
         also: further safetensors files of the same model.
+        named: the file in the folder, or the index of the files, instead of the usual names.
     Raises:
         FileNotFoundError: there are no weights, or a listed file is missing. ValueError: unusable files, several
             pickles of which one has to be chosen, or a pickle of anything but tensors and plain containers.
@@ -102,7 +103,7 @@ def open_checkpoint(path: Path, also: Sequence[Path] = ()) -> Checkpoint:
         return _of_pickle(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    files = _safetensors_files(path)
+    files = _safetensors_files(path, named)
     if files:
         return Checkpoint(path, _places([*files, *also]), {})
     pickles = pickle_files(path)
@@ -119,21 +120,29 @@ def pickle_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix in PICKLE_ENDINGS and file.is_file())
 
 
-def _safetensors_files(folder: Path) -> list[Path]:
+def _safetensors_files(folder: Path, named: str | None) -> list[Path]:
+    if named is not None:
+        check_file_name(named, str(folder / "config.json"))
+        if not (folder / named).is_file():
+            raise FileNotFoundError(f"{folder / named}: no such file; the checkpoint is incomplete, copy it again")
+        return _indexed(folder, named) if named.endswith(".json") else [folder / named]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        listed = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
-            raise ValueError(f"{folder / INDEX}: has no weight_map of names to files")
-        names = sorted(set(listed.values()))
-        for name in names:
-            check_file_name(name, str(folder / INDEX))
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name}: no such file; the checkpoint is incomplete, copy it again")
-        return [folder / name for name in names]
-    return []
+    return _indexed(folder, INDEX) if (folder / INDEX).is_file() else []
+
+
+def _indexed(folder: Path, index_name: str) -> list[Path]:
+    """The files that an index lists."""
+    index = read_json(folder / index_name)
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+        raise ValueError(f"{folder / index_name}: has no weight_map of names to files")
+    names = sorted(set(listed.values()))
+    for name in names:
+        check_file_name(name, str(folder / index_name))
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: no such file; the checkpoint is incomplete, copy it again")
+    return [folder / name for name in names]
 
 
 def _places(files: list[Path]) -> dict[str, Path]:

@@ -11,6 +11,8 @@ from typing import Any
 from ...configs.files import read_json
 from .checkpoint import PICKLE_ENDINGS, Checkpoint, open_checkpoint, pickle_files
 
+WEIGHTS_KEY = "transformers_weights"
+"""Key of config.json that names the file of weights, or the index of the files."""
 STRIDES = ("upsampling_ratios", "upsample_rates", "downsampling_ratios", "encoder_rates", "decoder_rates", "ratios")
 """Keys of the strides of a network."""
 LIMIT = 1 << 20
@@ -21,6 +23,7 @@ RANGES = {
     **dict.fromkeys(("num_residual_layers", "n_residual_layers", "num_hidden_layers", "num_layers"), _LAYERS),
     **dict.fromkeys(("num_lstm_layers", "lstm", "flatten_first", "empty_initial", "delays"), (0, 64)),
     "num_heads": (0, 4096),
+    **dict.fromkeys(("bos_token_id", "codebook_eos_token_id"), (0, 1 << 20)),
     **dict.fromkeys((*STRIDES, "vq_strides", "attn_window_size"), _STRIDE),
     **dict.fromkeys(("dilation_growth_rate", "dilation_base"), (1, 64)),
     **dict.fromkeys(("sliding_window", "context", "chroma_length"), _FRAMES),
@@ -57,8 +60,12 @@ class PublicFolder:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The weights; raises as `open_checkpoint`."""
-        return open_checkpoint(self.path)
+        """The weights; raises as `open_checkpoint`. A folder with those of two libraries says in config.json which are
+        transformers' (sesame/csm-1b)."""
+        named = self.config.get(WEIGHTS_KEY)
+        if named is not None and not isinstance(named, str):
+            raise ValueError(f"{self.config_path}: {WEIGHTS_KEY} must be the name of a file, found {str(named)[:80]!r}")
+        return open_checkpoint(self.path, named=named)
 
     def holding(self, tensor: str) -> Checkpoint | None:
         """The weights with a tensor of this name: the folder's, or of several files beside each other the first; None

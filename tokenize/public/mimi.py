@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from ...configs.files import write_json, write_safetensors
 from ...configs.schema import check_config
 from ...configs.tensor_checks import WeightsError
@@ -136,6 +138,16 @@ def read_mimi_part(
     folder: PublicFolder, codebooks: int | None = None, within: str | None = None, prefix: str = ""
 ) -> Tokenizer:
     """As `read_mimi`, of a codec inside another model: key of its config, and prefix of its tensors' names."""
+    config, held = mimi_part_config(folder, codebooks, within, prefix)
+    checkpoint = folder.checkpoint.within(prefix)
+    return read_tokenizer(config, mimi_tensor_map(config, HUB_NAMES, held, prefix), checkpoint)
+
+
+def mimi_part_config(
+    folder: PublicFolder, codebooks: int | None, within: str | None, prefix: str
+) -> tuple[AudioTokenizerConfig, list[int]]:
+    """Config of the codec that `read_mimi_part` reads, and the semantic and acoustic levels in its file; the same
+    arguments and errors."""
     held = held_levels(folder.checkpoint, HUB_NAMES, prefix)
     levels = chosen_levels(held, codebooks, folder.path)
     where = str(folder.config_path) if within is None else f"{folder.config_path}: {within}"
@@ -143,8 +155,7 @@ def read_mimi_part(
     down = folder.checkpoint.shapes.get(prefix + HUB_NAMES.down, ())
     if values["frame_rate"] is None and len(down) == 3:  # transformers 5 does not save it
         values["frame_rate"] = 2 * _step_rate(values) / down[2]
-    config = mimi_config(values, levels, where, "padded")
-    return read_tokenizer(config, mimi_tensor_map(config, HUB_NAMES, held, prefix), folder.checkpoint)
+    return mimi_config(values, levels, where, "padded"), held
 
 
 def held_levels(checkpoint: Checkpoint, names: MimiNames, prefix: str = "") -> list[int]:
@@ -378,13 +389,19 @@ def write_mimi(folder: Path, tokenizer: Tokenizer) -> None:
     Raises:
         CannotWrite: the layout cannot represent the tokenizer; names the first setting that differs.
     """
-    values, levels = describe_mimi("Mimi", tokenizer.config)
-    assert isinstance(tokenizer.config, AudioTokenizerConfig)
-    tensors = public_tensors(tokenizer, mimi_tensor_map(tokenizer.config, HUB_NAMES))
+    described, tensors = mimi_part(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    described = {"architectures": ["MimiModel"], "model_type": "mimi", "num_quantizers": sum(levels)} | values
-    write_json(folder / "config.json", described)
+    write_json(folder / "config.json", {"architectures": ["MimiModel"]} | described)
+
+
+def mimi_part(tokenizer: Tokenizer, prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a tokenizer as a `MimiModel`, for a folder of its own or inside another model; raises as
+    `write_mimi`. prefix: of the tensors' names."""
+    values, levels = describe_mimi("Mimi", tokenizer.config)
+    assert isinstance(tokenizer.config, AudioTokenizerConfig)
+    tensors = public_tensors(tokenizer, mimi_tensor_map(tokenizer.config, HUB_NAMES, prefix=prefix))
+    return {"model_type": "mimi", "num_quantizers": sum(levels)} | values, tensors
 
 
 def describe_mimi(layout: str, config: Any) -> tuple[dict[str, Any], list[int]]:

@@ -204,7 +204,7 @@ class Transposed:
 
     def read(self, tensors: Mapping[str, Tensor], shape: Shape) -> Tensor:
         """See Term."""
-        return self.term.read(tensors, self._turned(shape)).transpose(-1, -2)
+        return self.term.read(tensors, self._turned(shape)).transpose(-1, -2).contiguous()
 
     def write(self, value: Tensor, written: Written) -> None:
         """See Term."""
@@ -348,11 +348,16 @@ class TensorMap:
         return name.startswith(self.ignored) or name in self.unused
 
     def read(self, shapes: Mapping[str, Shape], load: Callable[[set[str]], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Our tensors. load: returns the checkpoint's tensors with these names; called for one of ours at a time."""
-        tensors = {}
+        """Our tensors. load: returns the checkpoint's tensors with these names; called for one of ours at a time. What
+        the next one reads as well (parts of one tensor) is loaded once."""
+        tensors, held = {}, dict[str, Tensor]()
         for name, term in self.terms.items():
             shape = tuple(shapes[name])
-            tensors[name] = term.read(load(set(term.sources(shape))), shape)
+            wanted = term.sources(shape)
+            held = {source: tensor for source, tensor in held.items() if source in wanted}
+            if len(held) < len(wanted):
+                held |= load(wanted.keys() - held.keys())
+            tensors[name] = term.read(held, shape)
         return tensors
 
     def write(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

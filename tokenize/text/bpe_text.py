@@ -26,6 +26,8 @@ from .tokenizer_json import MOST_IDS, check_bpe_json
 BPE_FILE = "text.json"
 """In a model directory, a tokenizer.json; not under that name, as the folder tokenizer/ beside it is another one."""
 MOST_SPECIALS = 1000
+SPEAKER = re.compile(r"\[\d+\]")
+"""The number of a speaker, at the beginning of a text."""
 
 
 class BPETextConfig(Config):
@@ -39,6 +41,8 @@ class BPETextConfig(Config):
     """Special tokens, each one id wherever it occurs in a text, for instance <|end|>; a file has its own."""
     file: str | None = None
     """A tokenizer.json of Hugging Face tokenizers with a BPE model; it is copied into the model directory."""
+    speakers: Literal["none", "numbered"] = "none"
+    """numbered: a text begins with the number of its speaker, for instance [1]; [0] is put before one without (CSM)."""
     normalise: Literal["none", "words"] = "none"
     """words: "It's 31°!" becomes "it's three one" (see `spell_words`). none: unchanged."""
     max_characters: PositiveInt = 4096
@@ -57,6 +61,8 @@ class BPETextConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> BPETextConfig:
+        if self.speakers == "numbered" and self.normalise == "words":
+            raise ValueError("normalise: words would take the number of a speaker apart; leave out one of them")
         if self.file is not None:
             if self.specials:
                 raise ValueError("special tokens of text kind 'bpe' with a file are those of the file; leave them out")
@@ -114,7 +120,9 @@ class BPEText(TextTokenizer):
 
     def read(self, text: str) -> str:
         """See TextTokenizer."""
-        return normalise(text, self.config.normalise)
+        found = normalise(text, self.config.normalise)
+        numbered = self.config.speakers == "none" or not found or SPEAKER.match(found)
+        return found if numbered else f"[0]{found}"
 
     def prepare(self, text: str) -> str:
         """See TextTokenizer. ValueError also if nothing of the text has an id."""

@@ -64,9 +64,10 @@ def task_reader(config: TasksConfig | None, stream: TextStreamConfig, seed: int)
     """
     if config is None:
         return TaskReader(TasksConfig(write=float(stream.predict == "text")), seed)
-    if config.write and stream.predict == "end":
+    if config.write and stream.predict != "text":
         raise ConfigError(
-            f"data.tasks.write is {config.write}, but lm.text_stream.predict is 'end', so the model predicts no text; "
+            f"data.tasks.write is {config.write}, but lm.text_stream.predict is '{stream.predict}', so the model "
+            "predicts no text; "
             "set write: 0, or predict: text"
         )
     return TaskReader(config, seed)

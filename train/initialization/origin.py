@@ -236,9 +236,8 @@ def different_settings(one: LMConfig, other: LMConfig) -> list[str]:
             condition["text"].pop("max_characters", None)
         stream = described["text_stream"]
         if stream is not None:
-            described["text_stream"] = {name: stream[name] for name in ("vocab_size", "positions", "predict")} | {
-                "text": _without_path(stream["text"])
-            }
+            kept = ("vocab_size", "positions", "predict", "begin", "empty")
+            described["text_stream"] = {name: stream[name] for name in kept} | {"text": _without_path(stream["text"])}
             described["text_stream"]["text"].pop("max_characters", None)
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
