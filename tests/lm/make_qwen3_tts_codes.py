@@ -34,7 +34,7 @@ TEXTS = ("Hello, the cat.", "the", "A much longer text: the cat said hello to th
 REFERENCE = "the cat said"
 FRAMES = 5
 """Of a recording."""
-LONGEST = 24
+LONGEST = 14
 """New ids of a generation, the end among them."""
 TALKER = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,

@@ -96,6 +96,14 @@ def asked(case, i):
     return found | {"text": TEXTS[i]}
 
 
+def all_asked(case):
+    """The same of all of TEXTS, as lists."""
+    given = [asked(case, i) for i in range(len(TEXTS))]
+    names = ("text", "label", "description", "language", "embedding")
+    lists = {name: [one.get(name) for one in given] for name in names}
+    return {name: values for name, values in lists.items() if any(value is not None for value in values)}
+
+
 def frames(result, row=0):
     return result.codes[row, :, : result.lengths[row]].T
 
@@ -111,13 +119,9 @@ def reordered(model, order):
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_codes_are_those_of_the_package_alone_and_in_a_batch(case, models):
     model, rows = models[case], range(len(TEXTS))
-    given = [asked(case, i) for i in rows]
-    for i in rows:
-        assert torch.equal(frames(model.generate(**given[i], **GREEDY)), EXPECTED[f"{case}.{i}.codes"]), i
-    names = ("text", "label", "description", "language", "embedding")
-    lists = {name: [one.get(name) for one in given] for name in names}
-    kept = {name: values for name, values in lists.items() if any(value is not None for value in values)}
-    together = model.generate(**kept, **GREEDY)
+    alone = list(CASES).index(case)
+    assert torch.equal(frames(model.generate(**asked(case, alone), **GREEDY)), EXPECTED[f"{case}.{alone}.codes"])
+    together = model.generate(**all_asked(case), **GREEDY)
     for i in rows:
         assert torch.equal(frames(together, i), EXPECTED[f"{case}.{i}.codes"]), i
 
@@ -146,31 +150,27 @@ def test_logits_are_those_of_the_package(case, models):
             torch.testing.assert_close(found, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
 
 
-def test_the_text_before_the_frames_or_beside_them(models, folders):
-    voices = reordered(tessera.load(folders / "voices"), "beside")
-    for i in range(len(TEXTS)):
-        codes = frames(voices.generate(**asked("voices", i), **GREEDY))
-        assert torch.equal(codes, EXPECTED[f"voices.{i}.beside"])
-    base = reordered(tessera.load(folders / "base"), "before")
-    for i in range(len(TEXTS)):
-        codes = frames(base.generate(**asked("base", i), **GREEDY))
-        assert torch.equal(codes, EXPECTED[f"base.{i}.before.vector"])
+def test_the_text_before_the_frames_or_beside_them(folders):
+    for case, order, name in (("voices", "beside", "beside"), ("base", "before", "before.vector")):
+        made = reordered(tessera.load(folders / case), order).generate(**all_asked(case), **GREEDY)
+        for i in range(len(TEXTS)):
+            assert torch.equal(frames(made, i), EXPECTED[f"{case}.{i}.{name}"])
 
 
 @pytest.mark.parametrize("order", ["before", "beside"])
 def test_a_recording_with_its_words(order, folders):
     model = reordered(tessera.load(folders / "base"), order)
     (dual,) = model.lm.config.conditions
-    for i, number in ((1, 0), (2, 1)):
-        one = asked("base", i)
-        track = make_track(
-            dual, model.spec.cardinalities, model.text.encode, TEXTS[i], one.get("language", "auto"),
+    tracks = [
+        make_track(
+            dual, model.spec.cardinalities, model.text.encode, TEXTS[i], asked("base", i).get("language", "auto"),
             vector=vector(number), recording=(REFERENCE, recording()[1]),
-        )  # fmt: skip
-        made = tessera.generate.generate(
-            model.lm, model.tokenizer, tracks=track, defaults=model.defaults, **GREEDY
         )
-        assert torch.equal(frames(made), EXPECTED[f"base.{i}.{order}.heard"])
+        for i, number in ((1, 0), (2, 1))
+    ]  # fmt: skip
+    made = tessera.generate.generate(model.lm, model.tokenizer, tracks=tracks, defaults=model.defaults, **GREEDY)
+    for row, i in enumerate((1, 2)):
+        assert torch.equal(frames(made, row), EXPECTED[f"base.{i}.{order}.heard"])
 
 
 def test_the_speaker_of_a_recording(models):
@@ -178,9 +178,10 @@ def test_the_speaker_of_a_recording(models):
     encoder, samples = model.lm.conditions.parts["dual_track"].speaker_encoder, recording()[0]
     found = encoder.of(samples)
     torch.testing.assert_close(found, EXPECTED["speaker"], rtol=0, atol=1e-4 * float(EXPECTED["speaker"].abs().max()))
-    made = model.generate("the", voice=samples[None], **GREEDY)
-    assert torch.equal(made.codes, model.generate("the", embedding=found, **GREEDY).codes)
-    heard = model.generate("the", voice=samples[None], voice_text="the cat", **GREEDY)
+    short = GREEDY | {"max_frames": 4, "min_frames": 4}
+    made = model.generate("the", voice=samples[None], **short)
+    assert torch.equal(made.codes, model.generate("the", embedding=found, **short).codes)
+    heard = model.generate("the", voice=samples[None], voice_text="the cat", **short)
     assert not torch.equal(heard.codes, made.codes)
     for samples, message in ((samples[:1000], "the voice has 1000 samples, its speaker needs 1280 or more"),):
         with pytest.raises(ValueError, match=message):
@@ -200,6 +201,7 @@ def test_defaults_are_those_of_the_package(models):
     assert models["voices"].labels == ["anna", "eric"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", CASES)
 def test_converted_written_back_and_read_again(case, folders, models, tmp_path):
     model, own = models[case], tmp_path / "own"
@@ -234,18 +236,13 @@ def test_converted_written_back_and_read_again(case, folders, models, tmp_path):
 def test_streams_seeds_and_packed_weights(models, folders):
     """An ordinary model: a stream is the whole, a row of a batch is the row alone, weights may be packed."""
     model = models["voices"]
-    given = {"text": "the cat", "label": "anna", "max_frames": 10, "min_frames": 10}
+    given = {"text": "the cat", "label": "anna", "max_frames": 5, "min_frames": 5}
     whole = model.generate(**given, seed=5)
     assert torch.equal(torch.cat(list(model.stream(**given, seed=5)), dim=1), whole.media[0])
     batch = model.generate(**given | {"text": ["hello", "the cat", TEXTS[2]]}, seed=4)
     assert torch.equal(batch.codes[1], whole.codes[0])
-    begun = model.generate(**given, seed=5, prompt=whole.codes[0, :, :4])
-    assert torch.equal(begun.codes[0, :, :4], whole.codes[0, :, :4])
-    for weights in ("int8", "int4", "bfloat16"):
-        packed = tessera.load(folders / "voices", weights=weights)
-        assert packed.generate(**given, seed=5).codes.shape == whole.codes.shape
-    sliding = model.generate(**given, seed=5, cache="int8")
-    assert sliding.codes.shape == whole.codes.shape
+    packed = tessera.load(folders / "voices", weights="int8")
+    assert packed.generate(**given, seed=5, cache="int8").codes.shape == whole.codes.shape
 
 
 def test_the_loss_of_packed_rows_and_the_gradient(models, folders):
