@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -124,9 +127,7 @@ def run_theirs(model: Any, ids: Tensor, frames: int, greedy: bool = False) -> Te
         drawn = {"temperature": TEMPERATURE, "top_k": TOP_K}
         settings |= drawn | {f"depth_decoder_{name}": value for name, value in drawn.items()}
     with torch.inference_mode():
-        return model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=frames, **settings
-        )
+        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=frames, **settings)
 
 
 def run_ours(lm: TokenLM, ids: Tensor, frames: int, greedy: bool = False) -> Tensor:
@@ -177,7 +178,9 @@ def compare(
                 ids = text_ids(begin, batch, torch.Generator().manual_seed(1))
                 count = turns if kind == "bfloat16" else 1
                 taken = peers.turns_of(
-                    lambda ids=ids, lm=lm: run_ours(lm, ids, frames), lambda ids=ids: run_theirs(theirs, ids, frames), count
+                    lambda ids=ids, lm=lm: run_ours(lm, ids, frames),
+                    lambda ids=ids, theirs=theirs: run_theirs(theirs, ids, frames),
+                    count,
                 )
                 taken |= {"frames": frames, "ours_frames_s": batch * frames / taken["ours_s"]}
                 rows.append({"system": "csm-1b", "work": f"generate {kind} batch {batch}", **taken})
@@ -194,17 +197,12 @@ def compare(
 
 def in_a_process(folder: Path, side: str) -> dict[str, float]:
     """Load time and peak memory of one side in a new process that makes two frames."""
-    import subprocess
-    import sys
-
     command = [sys.executable, __file__, "--one", side, str(folder), "--threads", str(torch.get_num_threads())]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def one(side: str, folder: Path) -> None:
     """Load and generate once in this process, and print the figures."""
-    import time
-
     peers = import_module("peers")
     if side == "theirs":  # importing is not loading
         import_module("transformers").CsmForConditionalGeneration  # noqa: B018

@@ -15,7 +15,8 @@ Random weights of the published shapes, saved by the other library's own class a
              memory the peak resident memory of that process after loading, encoding and decoding once
 
 Settings are the best of the other side that were found: transformers in float32 (codecs have no faster dtype on a CPU:
-bfloat16 convolutions are slower), inference mode, attention sdpa; generation in bfloat16 (benchmarks/musicgen.py).
+bfloat16 convolutions are slower), inference mode, attention sdpa; generation in bfloat16 (benchmarks/musicgen.py,
+benchmarks/csm.py).
 """
 
 from __future__ import annotations
@@ -238,6 +239,14 @@ def compare_generation(turns: int, quick: bool) -> list[dict[str, Any]]:
     ]
 
 
+def compare_csm(turns: int, quick: bool) -> list[dict[str, Any]]:
+    """Rows of CSM-1B's shape, from benchmarks/csm.py."""
+    return import_module("csm").compare(turns=turns, quick=quick, **({"frames": 3} if quick else {}))
+
+
+MODELS = {"musicgen-small": compare_generation, "csm-1b": compare_csm}
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -255,13 +264,13 @@ def main() -> None:
     turns, rows = 2 if args.quick else args.turns, []
     seconds = QUICK_SECONDS if args.quick else args.seconds
     print(f"{'system':16} {'work':26} {'ratio':>6}  {'spread':>13}  {'cpu':>5}")
-    for name in [*CODECS, "musicgen-small"]:
+    for name in [*CODECS, *MODELS]:
         if args.only and name not in args.only:
             continue
         found = (
             compare_codec(name, CODECS[name], turns, seconds, args.quick)
             if name in CODECS
-            else compare_generation(turns, args.quick)
+            else MODELS[name](turns, args.quick)
         )
         for row in found:
             spread = "-".join(f"{value:.2f}" for value in row.get("spread") or [])

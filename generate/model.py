@@ -118,9 +118,20 @@ class Model(ModelParts):
             result = generate_long(self, entries, n, seed, start, exact, batch, on_progress, settings)
             return replace(result, warnings=issue_warnings(notes))
         inputs = condition_inputs(
-            self, label, text, voice, voice_frames, embedding, unconditional, notes, melody, description, voice_text,
-            turns, language,
-        )  # fmt: skip
+            self,
+            label,
+            text,
+            voice,
+            voice_frames,
+            embedding,
+            unconditional,
+            notes,
+            melody,
+            description,
+            voice_text,
+            turns,
+            language,
+        )
         start = start_codes(self, prompt, prompt_frames, text if isinstance(text, str) else None, notes)
         own = with_min_frames(self, text, num_frames, settings)
         request = make_request(self.lm, self.tokenizer, inputs, n, seed, start, num_frames, self.defaults, own)
@@ -169,9 +180,20 @@ class Model(ModelParts):
         split = chunks[0] if chunks and len(chunks[0]) > 1 else None
         first = text if split is None else split[0]
         inputs = condition_inputs(
-            self, label, first, voice, voice_frames, embedding, unconditional, notes, melody, description, voice_text,
-            turns, language,
-        )  # fmt: skip
+            self,
+            label,
+            first,
+            voice,
+            voice_frames,
+            embedding,
+            unconditional,
+            notes,
+            melody,
+            description,
+            voice_text,
+            turns,
+            language,
+        )
         start = start_codes(self, prompt, prompt_frames, first, notes)
         issue_warnings(notes)
         if split is not None and isinstance(self.tokenizer, AudioTokenizer):

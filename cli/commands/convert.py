@@ -46,8 +46,8 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            help="Layout to write SRC in, if it is a Tessera model (musicgen, musicgen-audiocraft, parler, llamagen, "
-            "var) or tokenizer (encodec, ...).",
+            help="Layout to write SRC in, if it is a Tessera model (musicgen, musicgen-audiocraft, parler, csm, "
+            "llamagen, var) or tokenizer (encodec, ...).",
             show_default=False,
         ),
     ] = None,

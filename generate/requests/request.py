@@ -222,7 +222,9 @@ def _spoken(
     none = torch.zeros(len(stream.cardinalities) - 1, 0, dtype=torch.long)
     prompts = [none] * len(texts) if prompt is None else list(prompt.cpu())
     given = [stream.speak(text, codes, turns) for text, codes in zip(texts, prompts, strict=True)]
-    begun = [len(row[0]) - len(stream.speak(text, codes)[0]) for row, text, codes in zip(given, texts, prompts, strict=True)]
+    begun = [
+        len(row[0]) - len(stream.speak(text, codes)[0]) for row, text, codes in zip(given, texts, prompts, strict=True)
+    ]
     before = prompts[0].shape[1]
     fewest, most = max(length.min_frames - before, 0), length.max_frames - before
     return StreamPrompt.make("speak", given, fewest, most, begun)

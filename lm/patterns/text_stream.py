@@ -25,7 +25,8 @@ does the null branch of guidance. The count of positions stays. A position may a
 shared`).
 
 Sources: text and codes as channels of one sequence in Moshi (arXiv:2410.00037), whose text is beside the frames, CSM
-(SesameAILabs/csm), whose end is a frame, and MOSS-TTS (OpenMOSS/MOSS-TTS), whose slot is the id `audio_assistant_gen_slot`.
+(SesameAILabs/csm), whose end is a frame, and MOSS-TTS (OpenMOSS/MOSS-TTS), whose slot is the id
+`audio_assistant_gen_slot`.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ class TextStream:
             turns: what was said before, for a model whose end is a frame: texts and their codes [K, *].
         """
         assert not turns or self.has_end_frame
-        before = [part for turn in turns for part in (self._text(turn[0], codes), self._ended(turn[1].to(codes.device)))]
+        before = [
+            part for turn in turns for part in (self._text(turn[0], codes), self._ended(turn[1].to(codes.device)))
+        ]
         sequence = torch.cat([*before, self._text(text, codes), self._frames(codes)], dim=1)
         if self.config.begin is None:
             return sequence

@@ -499,9 +499,7 @@ def describe_csm(lm: TokenLM) -> dict[str, Any]:
                 "text_stream": text.model_copy(update=unstored | {"text": kept}),
                 "dropout": config.dropout,
                 "loss_weights": config.loss_weights,
-                "head": expected.head.model_copy(
-                    update={"dropout": head.dropout, "trained_share": head.trained_share}
-                ),
+                "head": expected.head.model_copy(update={"dropout": head.dropout, "trained_share": head.trained_share}),
             }
         ),
         spec.num_codebooks,

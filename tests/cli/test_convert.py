@@ -83,7 +83,7 @@ def test_misuse_is_one_line(checkpoint, tmp_path, capsys):
     run(["convert", str(checkpoint), str(tmp_path / "lm")])
     capsys.readouterr()
     lm = tmp_path / "lm"
-    assert "choose the layout to write: --to musicgen or --to parler or --to llamagen" in refused(capsys, lm, out)
+    assert "choose the layout to write: --to musicgen or --to parler or --to csm" in refused(capsys, lm, out)
     assert "no layout 'lamagen'; did you mean 'llamagen'?" in refused(capsys, lm, out, "--to", "lamagen")
     assert "MusicGen's layout has codebooks" in refused(capsys, lm, out, "--to", "musicgen")
     assert "is a Tessera model, which this option is not for" in refused(

@@ -1,5 +1,4 @@
-"""CSM from one directory: codes and samples of transformers, conversations, converted and written back, from the command
-line."""
+"""CSM from one directory: codes and samples of transformers, conversations, the command line, converted and back."""
 
 import json
 

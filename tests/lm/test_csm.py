@@ -80,7 +80,10 @@ def test_what_is_read(tiny, loaded):
     found = loaded.defaults
     assert (found.temperature, found.top_k, found.top_p, found.max_frames) == (0.9, 50, 1.0, 40)
     assert loaded.lm.spec == loaded.tokenizer.spec and loaded.lm.spec.num_codebooks == K
-    assert loaded.text.encode("hello") == text_of("[0]hello")[0] and loaded.text.encode("[7]hello") == text_of("[7]hello")[0]
+    assert (
+        loaded.text.encode("hello") == text_of("[0]hello")[0]
+        and loaded.text.encode("[7]hello") == text_of("[7]hello")[0]
+    )
     (tiny[1] / "generation_config.json").rename(tiny[1] / "kept")
     assert load_public_model(tiny[1]).defaults.max_frames == 125
     (tiny[1] / "kept").rename(tiny[1] / "generation_config.json")

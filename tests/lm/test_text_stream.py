@@ -284,10 +284,12 @@ BAD = {
     "predict 'end' predicts no text": {"text_stream": {"text": {"kind": "bytes"}, "loss": "all", "predict": "end"}},
     "predict 'none' predicts no text": {"text_stream": {"text": {"kind": "bytes"}, "loss": "all", "predict": "none"}},
     "arrangement parallel and head depth, found delay and parallel": {
-        "text_stream": {"text": {"kind": "bytes"}, "predict": "none"}, "arrangement": {"kind": "delay"},
+        "text_stream": {"text": {"kind": "bytes"}, "predict": "none"},
+        "arrangement": {"kind": "delay"},
     },
     "needs a text channel that predicts; found predict 'none'": {
-        "text_stream": {"text": {"kind": "bytes"}, "predict": "none", "positions": "shared"}, "head": {"kind": "depth"},
+        "text_stream": {"text": {"kind": "bytes"}, "predict": "none", "positions": "shared"},
+        "head": {"kind": "depth"},
     },
     "text_stream.dropout": {"text_stream": {"text": {"kind": "bytes"}, "dropout": 1.0}},
     "text_stream.vocab_size": {"text_stream": {"text": {"kind": "bytes"}, "vocab_size": 0}},

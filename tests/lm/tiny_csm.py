@@ -146,7 +146,7 @@ class Clip(NamedTuple):
     samples: torch.Tensor
     """[N]"""
     ended: bool | None
-    """None: it was cut after a frame of which only the last code is not 0, where transformers stops and CSM does not."""
+    """None: it was cut after a frame of which only the last code is not 0, where transformers alone stops."""
 
 
 @torch.no_grad()

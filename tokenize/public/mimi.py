@@ -70,6 +70,8 @@ DEFAULTS: dict[str, Any] = {
 }
 """Class defaults of MimiConfig."""
 BRANCHES = ("semantic", "acoustic")
+MOST_SCALE = 1e6
+"""Largest initial value of a layer scale; no tensor confirms it."""
 MOST_STEPS = 4096
 """Largest number of steps of the networks in a frame."""
 
@@ -209,6 +211,9 @@ def mimi_config(
         raise ValueError(f"{where}: pad_mode is {values['pad_mode']!r}; only {' or '.join(PADDINGS)} is supported")
     if not heads or values["head_dim"] not in (None, dim // heads):
         raise ValueError(f"{where}: head_dim is {values['head_dim']}; only {dim} / {heads} heads is supported here")
+    if abs(values["layer_scale_initial_scale"]) > MOST_SCALE:
+        found = values["layer_scale_initial_scale"]
+        raise ValueError(f"{where}: layer_scale_initial_scale must be at most {MOST_SCALE:g}, found {found}")
     part = seanet_settings(values, ratios) | {
         "lstm_layers": 0,
         "norm": "none",
