@@ -65,7 +65,7 @@ def generate(
         voice: reference codes [K, L] that condition the samples but are not part of them, or a list; None: none.
         melody: pitch classes [L, bins] (lm/conditioning/chroma.py), or a list; None: none.
         turns: earlier turns of a conversation, text ids and codes [K, T] each; they are not part of the result.
-        tracks: texts for a model with the condition `dual_track` (lm/conditioning/dual_track.py), or a list; None: none.
+        tracks: texts for the condition `dual_track` (lm/conditioning/dual_track.py), or a list; None: none.
         n: samples for each entry of the lists.
         seed: sample i has the seed `seed + i` and no other randomness: it is the same alone as in a batch.
         prompt: codes [K, t] or [B, K, t] that the samples begin with; they are part of the result.

@@ -69,7 +69,7 @@ class LMConfig(Config):
     """Ids of the start, pad and end of a codebook."""
     start: Literal["token", "condition"] = "token"
     """What the first step is predicted from. token: a special start id. condition: the last prefix token, which must be
-    of a label or an embedding; each step is then at the position of its frame, one earlier."""
+    of a label, an embedding or a dual track; each step is then at the position of its frame, one earlier."""
     variable_length: bool = False
     """true: sequences end with an end token (speech); false: the number of frames is known (images)."""
     head: HeadConfig = ParallelHeadConfig()
@@ -79,8 +79,8 @@ class LMConfig(Config):
     input: InputConfig = EmbeddingInputConfig()
     """Input embedding of the codes of a step."""
     conditions: tuple[ConditionConfig, ...] = ()
-    """What generation is conditioned on (label, text, aligned, embedding, codes, melody), at most one of each kind;
-    empty: nothing."""
+    """What generation is conditioned on (label, text, aligned, embedding, codes, melody, dual_track), at most one of
+    each kind; empty: nothing."""
     text_stream: TextStreamConfig | None = None
     """A text channel beside the codebooks: text and audio are one sequence, and the model speaks and writes. Delays and
     loss_weights have one more entry, the first. null: the sequence holds codes alone."""

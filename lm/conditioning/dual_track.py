@@ -14,7 +14,7 @@
     d  the description (how it sounds)         r  what opens every text         t  the text, B and E its begin and end
     .  the text's pad id                       -  nothing: a zero vector
     n ( ) p b  tags, ids after the codes: whether a language follows, its brackets, padding, the begin of the frames
-    l  a language, a tag      v  a speaker: a tag, or a vector that is given      f  a frame, the sum of its code vectors
+    l  a language, a tag      v  a speaker: a tag, or a given vector     f  a frame, the sum of its code vectors
 
 A recording with its words may go before: its words before the text, its frames after the begin of the frames.
 Nothing of the text is predicted; the frames end with the end id of codebook 0. The vectors of the text are those of a
@@ -338,8 +338,8 @@ class DualTrackCondition(nn.Module):
         raise ValueError("the model reads a text always; give one")
 
     def forward(self, batch: ConditionBatch) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The prefix [B, L, D], its mask [B, L], and what is added to the steps [B, 1 + n, D]: of step s that at s, from
-        n on the last."""
+        """The prefix [B, L, D], its mask [B, L], and what is added to the steps [B, 1 + n, D]: that of step s at s, the
+        last from n on."""
         track, lengths, beside = batch.dual_track, batch.dual_track_lengths, batch.beside
         assert track is not None and lengths is not None and beside is not None and batch.beside_lengths is not None
         said = self.text_vectors(track[:, 0])

@@ -47,8 +47,8 @@ CONDITIONS: dict[str, Any] = {
     "dual_track": DualTrackCondition,
 }
 """Built as CONDITIONS[kind](config, context). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
-their mask [B, L] (None: all are real; `aligned` returns AlignedUnits instead, `dual_track` further ones), `none(B)` the fields of rows without it;
-`described` is its name in messages."""
+their mask [B, L] (None: all are real; `aligned` returns AlignedUnits instead, `dual_track` also what is added to the
+steps), `none(B)` the fields of rows without it; `described` is its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,7 @@ class Conditioner(nn.Module):
                 summed = tokens
         joined_prefix, prefix_mask = _concatenate(prefix)
         joined_memory, memory_mask = _concatenate(memory)
-        return FusedConditions(
-            joined_prefix, prefix_mask, joined_memory, memory_mask, summed, units, adaptive, beside
-        )
+        return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed, units, adaptive, beside)
 
 
 def fill_sizes(

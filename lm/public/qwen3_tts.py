@@ -4,12 +4,12 @@
     talker.model.codec_embedding                the table of codebook 0, then tags: languages, speakers, padding ..
     talker.model.layers.*, talker.model.norm    the blocks of a Qwen3
     talker.codec_head                           codebook 0, and its end among outputs that are never sampled
-    talker.code_predictor.*                     the depth transformer, a Qwen3: tables and outputs of the other codebooks
+    talker.code_predictor.*                     the depth transformer, a Qwen3, with tables and outputs of the others
     speaker_encoder.*                           of a recording to the vector of its speaker (Base)
     speech_tokenizer/                           the codec (tokenize/public/qwen3_tts_tokenizer.py)
 
-Text and frames are two tracks of one sequence (lm/conditioning/dual_track.py). Base, CustomVoice and VoiceDesign are the
-same networks: Base takes a recording of a voice, the others named speakers or a description.
+Text and frames are two tracks of one sequence (lm/conditioning/dual_track.py). Base, CustomVoice and VoiceDesign are
+the same networks: Base takes a recording of a voice, the others named speakers or a description.
 Source: Qwen3-TTS, arXiv:2601.15621; tensor names, config keys, class defaults and the order of a sequence of qwen-tts
 0.1.1 (Apache-2.0).
 """
@@ -24,12 +24,12 @@ from ...configs.files import read_json, write_json, write_safetensors
 from ...configs.schema import make_config
 from ...tokenize.base import Tokenizer
 from ...tokenize.public.folder import PublicFolder, typed_values
+from ...tokenize.public.qwen3_tts_tokenizer import DEFAULTS as CODEC_DEFAULTS
 from ...tokenize.public.qwen3_tts_tokenizer import (
     is_qwen3_tts_tokenizer,
     read_qwen3_tts_tokenizer,
     write_qwen3_tts_tokenizer,
 )
-from ...tokenize.public.qwen3_tts_tokenizer import DEFAULTS as CODEC_DEFAULTS
 from ...tokenize.public.tensor_map import Concat, Constant, Part, Source, TensorMap, Term
 from ...tokenize.spec import AudioGeometry, TokenSpec
 from ...tokenize.text.base import TextTokenizer
@@ -54,7 +54,12 @@ from .text_lm import QK_NORM_EPS, rope_settings, stack_terms
 
 MODEL_TYPES = ("qwen3_tts",)
 """Values of model_type in config.json."""
-TALKER, PREDICTOR, SPEAKER, CODEC = "talker_config", "code_predictor_config", "speaker_encoder_config", "speech_tokenizer"
+TALKER, PREDICTOR, SPEAKER, CODEC = (
+    "talker_config",
+    "code_predictor_config",
+    "speaker_encoder_config",
+    "speech_tokenizer",
+)
 TAGS = 1024
 """Ids after the codes in the talker's vocabulary."""
 KINDS = ("base", "custom_voice", "voice_design")
@@ -428,9 +433,7 @@ def read_qwen3_tts_codec(folder: PublicFolder) -> Tokenizer | None:
         return None
     if not is_qwen3_tts_tokenizer(inner):
         found = str(inner.config.get("model_type"))[:80]
-        raise ValueError(
-            f"{inner.config_path}: model_type is {found!r}; only the tokenizer at 12 Hz is supported here"
-        )
+        raise ValueError(f"{inner.config_path}: model_type is {found!r}; only the tokenizer at 12 Hz is supported here")
     return read_qwen3_tts_tokenizer(inner)
 
 
@@ -446,7 +449,9 @@ def read_qwen3_tts_text(folder: PublicFolder) -> TextTokenizer:
         alone = [text.encode(part) for part in template.text.split("{}")]
         if [len(ids) for ids in alone] != [template.opening, template.closing]:
             found = f"{len(alone[0])} ids before a text and {len(alone[1])} after it"
-            raise ValueError(f"{folder.path}: the text tokenizer makes {found}, not {template.opening} and {template.closing}")
+            raise ValueError(
+                f"{folder.path}: the text tokenizer makes {found}, not {template.opening} and {template.closing}"
+            )
     return text
 
 
@@ -454,7 +459,13 @@ def qwen3_tts_defaults(folder: PublicFolder, spec: TokenSpec) -> GenerationConfi
     """The package's sampling: of generation_config.json, or else its own defaults."""
     path = folder.path / "generation_config.json"
     held = read_json(path) if path.is_file() else {}
-    known: dict[str, Any] = {"do_sample": True, "top_k": 50, "top_p": 1.0, "temperature": 0.9, "max_new_tokens": LONGEST}
+    known: dict[str, Any] = {
+        "do_sample": True,
+        "top_k": 50,
+        "top_p": 1.0,
+        "temperature": 0.9,
+        "max_new_tokens": LONGEST,
+    }
     known |= {"subtalker_dosample": True, "subtalker_top_k": 50, "subtalker_top_p": 1.0, "subtalker_temperature": 0.9}
     known["repetition_penalty"] = 1.05
     values = typed_values(held, known, str(path))

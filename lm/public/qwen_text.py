@@ -1,4 +1,4 @@
-"""The text tokenizer of Qwen: tokenizer.json, or vocab.json, merges.txt and the special tokens of tokenizer_config.json.
+"""The text tokenizer of Qwen: tokenizer.json, or vocab.json, merges.txt and special tokens in tokenizer_config.json.
 
 Source: the files and the way of splitting a text of Qwen2Tokenizer in transformers (Apache-2.0).
 """

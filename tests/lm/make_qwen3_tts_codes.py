@@ -74,7 +74,12 @@ ASKED = {
     ],
     "small": [{"speaker": "eric", "language": "Chinese"}, {}, {"speaker": "anna"}, {"language": "English"}],
     "base": [{"vector": 0}, {}, {"vector": 1, "language": "English"}, {"vector": 2, "language": "Chinese"}],
-    "design": [{"instruct": "A calm voice."}, {"instruct": "the cat", "language": "English"}, {}, {"language": "Chinese"}],
+    "design": [
+        {"instruct": "A calm voice."},
+        {"instruct": "the cat", "language": "English"},
+        {},
+        {"language": "Chinese"},
+    ],
 }
 """What is given beside each of TEXTS."""
 PUBLISHED_LANGUAGES = {

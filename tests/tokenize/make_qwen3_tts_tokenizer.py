@@ -47,8 +47,8 @@ CASES = {
     ),
     "deep": ({}, {"upsampling_ratios": [2, 2], "upsample_rates": [3, 1], "latent_dim": 6, "sliding_window": 1}),
 }
-"""Settings of the tiny encoders and decoders that differ. No recording is longer than the encoder's window: transformers
-4.57 applies that with flash-attn only."""
+"""Settings of the tiny encoders and decoders that differ. No recording is longer than the encoder's window, which
+transformers 4.57 applies with flash-attn only."""
 SEEDS = 2
 LENGTHS = (1, 11, 12, 13, 300)
 """Samples of the recordings that are encoded."""

@@ -177,9 +177,7 @@ CONFIGS = {
         kind="gaussian", quantizer={"kind": "residual", "levels": 3, "quantizer": GRADIENT, "level_dropout": 0.5}
     ),
     "tail-lengths-dropout": tree(kind="tail", lengths=[1, 4], share=0.6, quantizer={"kind": "bsq", "bits": 4}),
-    "two-sided-gradient": tree(
-        kind="two_sided", search=V16, lookup={**GRADIENT, "kmeans_init": False}
-    ),
+    "two-sided-gradient": tree(kind="two_sided", search=V16, lookup={**GRADIENT, "kmeans_init": False}),
     "two-sided-residual-gradient": tree(
         kind="two_sided",
         search={"kind": "residual", "levels": 2, "quantizer": V16},

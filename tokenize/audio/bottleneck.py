@@ -64,9 +64,7 @@ class SlidingTransformer(nn.Module):
         self.config, self.width = config, width
         self.head_width = width // config.heads if head_width is None else head_width
         self.blocks = nn.ModuleList(
-            AttentionBlock(
-                width, config.heads, config.feed_forward, False, config.layer_scale, head_width, norm, gated
-            )
+            AttentionBlock(width, config.heads, config.feed_forward, False, config.layer_scale, head_width, norm, gated)
             for _ in range(config.layers)
         )
 

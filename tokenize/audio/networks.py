@@ -1,8 +1,8 @@
 """Network of the audio tokenizer: an encoder, a quantizer and a decoder, each selected by `kind`.
 
-To add a kind, write one file with a config, an encoder and a decoder (or only one, as `fused` and `code2wav`), add one line to
-the union and to each table here, and one entry to the list in tests/tokenize/test_audio_networks.py. Any encoder can be
-combined with any decoder: between them are latents [B, T, latent_dim], one per `hop` samples.
+To add a kind, write one file with a config, an encoder and a decoder (or one of them, as `fused` and `code2wav`), add
+one line to the union and to each table here, and one entry to the list in tests/tokenize/test_audio_networks.py. Any
+encoder can be combined with any decoder: between them are latents [B, T, latent_dim], one per `hop` samples.
 
     encoder   config, shape -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame
                                .stages()  [B, T, C * F] -> latents [B, T, latent_dim]

@@ -50,8 +50,7 @@ class AttentionBlock(nn.Module):
         gated: bool = False,
     ):
         """layer_scale: initial value of the learned factor per channel; None: no factor. head_width: None: width /
-        heads. gated: the MLP is down(silu(gate x) * up x), with one layer for gate and up, in place of down(gelu(up x)).
-        """
+        heads. gated: the MLP is down(silu(gate x) * up x), one layer for gate and up, in place of down(gelu(up x))."""
         super().__init__()
         if head_width is None and width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}; change one of them")

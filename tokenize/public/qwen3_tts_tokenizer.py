@@ -1,12 +1,12 @@
 """Qwen3-TTS-Tokenizer-12Hz in the layout of the package qwen-tts: config.json and model.safetensors.
 
-24 kHz, 12.5 frames a second, 16 codebooks of 2048 codes. The encoder is that of Mimi, of whose 32 codebooks the first 16
-are used; the decoder (`code2wav`) has code vectors of its own. Licence of code and weights: Apache-2.0.
+24 kHz, 12.5 frames a second, 16 codebooks of 2048 codes. The encoder is that of Mimi, of whose 32 codebooks the first
+16 are used; the decoder (`code2wav`) has code vectors of its own. Licence of code and weights: Apache-2.0.
 Source: Qwen3-TTS, arXiv:2601.15621; tensor names, config keys and class defaults of qwen-tts 0.1.1.
 
-The package decodes in chunks of 300 frames that see 25 frames before them, although attention reaches 71 frames back in
-each of 8 layers: from frame 300 on its samples differ from those of one pass. Here all frames are decoded with what they
-depend on, whole or as a stream.
+The package decodes in chunks of 300 frames that see 25 frames before them, although attention reaches 71 frames
+back in each of 8 layers: from frame 300 on its samples differ from those of one pass. Here all frames are decoded with
+what they depend on, whole or as a stream.
 """
 
 from __future__ import annotations
@@ -168,8 +168,7 @@ def qwen3_tts_tokenizer_config(
     codebook = {"kind": "vq", "size": decoder["codebook_size"]}
     parts = (codebook if levels[0] == 1 else _residual(levels[0], codebook), _residual(levels[1], codebook))
     lookup = {
-        name: {"kind": "project", "dim": dim // 2, "quantizer": one}
-        for name, one in zip(BRANCHES, parts, strict=True)
+        name: {"kind": "project", "dim": dim // 2, "quantizer": one} for name, one in zip(BRANCHES, parts, strict=True)
     }
     described = encoding.model_dump(mode="json") | {
         "name": "qwen3-tts-12hz",
@@ -304,7 +303,7 @@ def describe_qwen3_tts_tokenizer(config: Any) -> dict[str, Any]:
     quantizer = config.quantizer if isinstance(config, AudioTokenizerConfig) else None
     if not isinstance(decoder, Code2WavConfig) or not isinstance(quantizer, TwoSidedConfig):
         raise CannotWrite(
-            f"{LAYOUT}'s layout holds audio tokenizers with a decoder of kind code2wav and a quantizer of kind two_sided"
+            f"{LAYOUT}'s layout holds audio tokenizers with decoder kind code2wav and quantizer kind two_sided"
         )
     assert isinstance(config, AudioTokenizerConfig)
     encoder = config.encoder
