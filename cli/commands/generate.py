@@ -39,7 +39,7 @@ def generate(
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the voice.")
     ] = None,
     voice_text: Annotated[
-        str | None, typer.Option(help="The words of the voice, for models that read them (CSM).")
+        str | None, typer.Option(help="The words of the voice, for models that read them (CSM, Qwen3-TTS).")
     ] = None,
     melody: Annotated[
         list[str] | None,

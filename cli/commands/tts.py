@@ -35,7 +35,7 @@ def tts(
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the recording.")
     ] = None,
     voice_text: Annotated[
-        str | None, typer.Option(help="The words of the recording, for models that read them (CSM).")
+        str | None, typer.Option(help="The words of the recording, for models that read them (CSM, Qwen3-TTS).")
     ] = None,
     description: Annotated[
         str | None, typer.Option(help="How it sounds, for models that read this beside the text.")
