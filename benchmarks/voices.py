@@ -27,8 +27,8 @@ import torch
 
 import tessera
 from tessera.samples.make_speech import SAMPLE_RATE, Utterance, speak
-from tessera.tokenize.audio.stft import mel_filters
 from tessera.tokenize.data.media import read_audio, write_audio
+from tessera.tokenize.layers.stft import mel_filters
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recogniser import DigitRecogniser, hits

@@ -50,6 +50,7 @@ class Model(ModelParts):
         embedding: Tensor | Sequence[Tensor] | None = None,
         melody: Prompt | Sequence[Prompt] | None = None,
         description: str | Sequence[str] | None = None,
+        language: str | Sequence[str] | None = None,
         n: int = 1,
         seed: int = 0,
         prompt: Prompt | None = None,
@@ -79,7 +80,9 @@ class Model(ModelParts):
             embedding: vectors [L, width] of another model, or a list. For models with the condition `embedding`.
             melody: a recording whose melody to follow, or a list: an audio file, or samples [C, N] at the model's
                 sample rate. For models with the condition `melody`.
-            description: how it sounds, or a list, for models that read it beside the text (Parler-TTS).
+            description: how it sounds, or a list, for models that read it beside the text (Parler-TTS, Qwen3-TTS).
+            language: name of the language of the text, or a list, for models with such names (Qwen3-TTS); None: the
+                model finds out.
             n: samples for each entry of the lists.
             seed: sample i has the seed `seed + i`; the same seed and condition give the same sample whatever else is in
                 the batch (with `exact=True` even where kernel rounding depends on the batch size).
@@ -107,6 +110,7 @@ class Model(ModelParts):
         chunks = self._chunks(text, num_frames, settings, notes)
         if any(len(found) > 1 for found in chunks):
             lists = {"label": label, "voice": voice, "embedding": embedding, "description": description}
+            lists |= {"language": language}
             start = start_codes(self, prompt, prompt_frames, chunks[0][0], notes)
             said = {"voice_text": voice_text, "turns": turns}
             entries = self._entries(chunks, lists, voice_frames, unconditional, notes, said)
@@ -126,6 +130,7 @@ class Model(ModelParts):
             description,
             voice_text,
             turns,
+            language,
         )
         start = start_codes(self, prompt, prompt_frames, text if isinstance(text, str) else None, notes)
         own = with_min_frames(self, text, num_frames, settings)
@@ -151,6 +156,7 @@ class Model(ModelParts):
         embedding: Tensor | None = None,
         melody: Prompt | None = None,
         description: str | None = None,
+        language: str | None = None,
         seed: int = 0,
         prompt: Prompt | None = None,
         prompt_frames: int | None = None,
@@ -186,6 +192,7 @@ class Model(ModelParts):
             description,
             voice_text,
             turns,
+            language,
         )
         start = start_codes(self, prompt, prompt_frames, first, notes)
         issue_warnings(notes)
@@ -310,7 +317,7 @@ class Model(ModelParts):
         """One entry per text, or per entry of the other conditions; all are checked before the first is generated.
 
         Args:
-            given: label, voice, embedding and description: one for all texts, a list, or None.
+            given: label, voice, embedding, description and language: one for all texts, a list, or None.
             said: voice_text and turns.
         """
         lists = {"text": list(chunks)}
@@ -325,7 +332,7 @@ class Model(ModelParts):
             own: Any = {name: value[i % len(value)] for name, value in lists.items()}
             inputs = condition_inputs(
                 self, own["label"], own["text"][0], own["voice"], voice_frames, own["embedding"], unconditional, notes,
-                description=own["description"], **said,
+                description=own["description"], language=own["language"], **said,
             )  # fmt: skip
             entries.append(Entry(own["text"], inputs))
         return entries

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lm.conditioning.registry import CodesConditionConfig, MelodyConditionConfig
+from ..lm.conditioning.dual_track import AUTO, Track, make_track
+from ..lm.conditioning.registry import CodesConditionConfig, DualTrackConfig, MelodyConditionConfig
 from ..lm.patterns.text_stream import Turn
 from .parts import Label, ModelParts
-from .requests.arguments import plain, shown
+from .requests.arguments import plain, shown, tensor
 from .requests.conditions import ARGUMENT_NAMES, ConditionInputs
 from .requests.melody import melody_classes
-from .requests.prompt import Prompt, prompt_codes
+from .requests.prompt import Prompt, prompt_codes, recording_samples
 
 LACKS = {
     "label": "has no labels",
@@ -22,6 +23,7 @@ LACKS = {
     "embedding": "takes no embedding",
     "melody": "takes no melody, it has no such condition",
     "description": "takes no description beside the text",
+    "language": "takes no language, it has no such names",
 }
 """Error text for a model without the condition."""
 EXAMPLES = {
@@ -66,6 +68,7 @@ def condition_inputs(
     description: str | Sequence[str] | None = None,
     voice_text: str | None = None,
     turns: Sequence[tuple[str, Prompt]] = (),
+    language: str | Sequence[str] | None = None,
 ) -> ConditionInputs:
     """The conditions as ids and codes. Warnings are appended to `notes`.
 
@@ -73,11 +76,15 @@ def condition_inputs(
         ValueError: the model lacks a given condition, or needs a missing one.
     """
     description = plain(description)
-    spoken = _turns(parts, voice, voice_frames, voice_text, turns)
+    dual = parts.dual_track
+    spoken = [] if dual is not None and not turns else _turns(parts, voice, voice_frames, voice_text, turns)
     if spoken:
         voice = voice_frames = None
     given = {"label": label, "text": text, "codes": voice, "embedding": embedding, "melody": melody}
-    check_conditions(parts, given | {"description": description}, unconditional)
+    check_conditions(parts, given | {"description": description, "language": language}, unconditional)
+    if dual is not None:
+        said = {"description": description, "language": language, "voice_text": voice_text}
+        return ConditionInputs(tracks=dual_tracks(parts, dual, given | said, voice_frames))
     if text is not None and parts.text_becomes_embedding:
         embedding, text = _states(parts, text), None
     if description is not None:
@@ -143,6 +150,94 @@ def _turns(parts: ModelParts, voice: Any, voice_frames: int | None, voice_text: 
     return found
 
 
+def dual_tracks(
+    parts: ModelParts, dual: DualTrackConfig, given: dict[str, Any], voice_frames: int | None
+) -> Track | list[Track]:
+    """The tracks of texts, of which each other condition is one for all or a list as well.
+
+    Args:
+        given: by kind, checked: text, label, embedding (the vector of a speaker), description, language, codes (the
+            recording of a voice), and voice_text, its words.
+    Raises:
+        ValueError: lists of unequal lengths, an unknown language, or what `make_track` refuses.
+    """
+    assert parts.text is not None
+    if given["voice_text"] is not None and given["codes"] is None:
+        raise ValueError("voice_text was given without its recording; give voice as well, or leave it out")
+    lists: dict[str, list[Any]] = {}
+    for name, value in given.items():
+        several = is_list(value) or (isinstance(value, Tensor) and value.dim() == 3)
+        lists[name] = list(value) if several else [value]
+    count = max(map(len, lists.values()))
+    for name, values in lists.items():
+        if len(values) not in (1, count):
+            what = ARGUMENT_NAMES.get(name, name)
+            raise ValueError(f"{len(values)} {what}s, but {count} of others; give as many, or one for all")
+    voices = [(voice, voice_frames, words) for voice in lists["codes"] for words in lists["voice_text"]]
+    if len(lists["codes"]) == len(lists["voice_text"]):
+        pairs = zip(lists["codes"], lists["voice_text"], strict=True)
+        voices = [(voice, voice_frames, words) for voice, words in pairs]
+    heard = [_heard(parts, dual, *voice) for voice in voices]
+    tracks = []
+    for i in range(count):
+        own = {name: values[i % len(values)] for name, values in lists.items()}
+        vector, recording = heard[i % len(heard)]
+        if own["text"] is None:
+            raise ValueError(f"'{parts.name}' reads a text always; give one")
+        if own["embedding"] is not None and vector is not None:
+            raise ValueError("a voice and embedding, the vector of a speaker, were both given; give one of them")
+        if own["embedding"] is not None:
+            vector = _speaker_vector(parts, own["embedding"])
+        label = parts.defaults.default_label if own["label"] is vector is None else own["label"]
+        spoken = own["language"]
+        if spoken is not None and not isinstance(spoken, str):
+            raise ValueError(f"language must be a string, found {shown(spoken)}")
+        tracks.append(
+            make_track(
+                dual,
+                parts.spec.cardinalities,
+                parts.text.encode,
+                own["text"],
+                AUTO if spoken is None else spoken,
+                None if label is None else parts.labels[parts.label_id(label)],
+                own["description"],
+                vector,
+                recording,
+            )
+        )
+    return tracks if any(is_list(value) for value in given.values()) else tracks[0]
+
+
+def _heard(
+    parts: ModelParts, dual: DualTrackConfig, voice: Prompt | None, voice_frames: int | None, words: Any
+) -> tuple[Tensor | None, tuple[str, Tensor] | None]:
+    """What is read of the recording of a voice: the vector of its speaker, and with its words also its codes."""
+    if voice is None:
+        return None, None
+    encoder = parts.lm.conditions.parts["dual_track"].speaker_encoder
+    if encoder is None:
+        raise ValueError(f"'{parts.name}' has no speaker encoder, so it takes no recording of a voice; leave voice out")
+    vector = encoder.of(recording_samples(voice, parts.tokenizer, "voice").mean(dim=0))
+    if words is None:
+        if voice_frames is not None:
+            raise ValueError(f"voice_frames is {voice_frames}, but only the speaker of the voice is read; leave it out")
+        return vector, None
+    if not isinstance(words, str):
+        raise ValueError(f"voice_text must be a string, found {shown(words)}")
+    return vector, (words, recording_codes(parts, voice, voice_frames, "voice").cpu())
+
+
+def _speaker_vector(parts: ModelParts, vector: Any) -> Tensor:
+    """The vector [D] of a speaker; ValueError: it has another shape."""
+    width = parts.lm.config.width
+    found = tensor("embedding", vector, f"the vector of a speaker, floating point [{width}]")
+    if not found.is_floating_point() or found.numel() != width:
+        raise ValueError(
+            f"embedding is the vector of a speaker, floating point [{width}], found {found.dtype} {list(found.shape)}"
+        )
+    return found.detach().cpu().float().reshape(-1)
+
+
 def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bool) -> None:
     """Raise ValueError if the model lacks a given condition, or needs a missing one.
 
@@ -152,6 +247,8 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
     kinds = parts.condition_kinds
     if parts.reads_description:
         kinds = [*kinds, "description"]
+    if parts.dual_track is not None and parts.dual_track.languages:
+        kinds = [*kinds, "language"]
     main = next((kind for kind in ("text", "label", "codes", "embedding", "melody") if kind in kinds), None)
     for kind, value in given.items():
         if kind == "text" and value is not None and kind not in kinds and "embedding" in kinds:
@@ -171,7 +268,7 @@ def check_conditions(parts: ModelParts, given: dict[str, Any], unconditional: bo
         raise ValueError("text and embedding were both given, and the text is turned into an embedding; give one")
     described = given["description"]
     for one in [] if described is None else described if is_list(described) else [described]:
-        if not isinstance(one, str):
+        if not isinstance(one, str) and (one is not None or parts.dual_track is None):
             raise ValueError(f"description must be a string, found {shown(one)}")
     if described is not None and given["embedding"] is not None:
         raise ValueError("description and embedding were both given; give one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..configs.schema import nearest_name
+from ..lm.conditioning.registry import DualTrackConfig
 from ..lm.conditioning.text_encoder import TextEncoder
 from ..lm.generation_config import GenerationConfig
 from ..lm.models.base import LanguageModel
@@ -52,10 +53,20 @@ class ModelParts:
     def condition_kinds(self) -> list[str]:
         """The kinds of its conditions: "label", "text" (aligned or not, also that of a text stream), "embedding",
         "codes". With a text encoder an embedding can be given as text as well."""
+        dual = self.dual_track
+        if dual is not None:
+            has = {"label": dual.speakers, "embedding": dual.takes_vector, "codes": dual.speaker_encoder}
+            return ["text", *(kind for kind, value in has.items() if value)]
         kinds = ["text" if condition.kind == "aligned" else condition.kind for condition in self.lm.config.conditions]
         if self.lm.text_stream is not None:
             kinds = ["text", *kinds]
         return ["text", *kinds] if self.text_becomes_embedding else kinds
+
+    @property
+    def dual_track(self) -> DualTrackConfig | None:
+        """The condition `dual_track` of its language model; None: it has none."""
+        kinds = self.lm.config.conditions
+        return next((condition for condition in kinds if isinstance(condition, DualTrackConfig)), None)
 
     @property
     def text_becomes_embedding(self) -> bool:
@@ -64,7 +75,11 @@ class ModelParts:
 
     @property
     def reads_description(self) -> bool:
-        """Whether it takes a description beside the text: the text encoder reads it, the text tokenizer the text."""
+        """Whether it takes a description beside the text: the text encoder reads it and the text tokenizer the text, or
+        both are in one sequence."""
+        dual = self.dual_track
+        if dual is not None:
+            return dual.description_template is not None
         return self.text_encoder is not None and self.text is not None
 
     @property

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..lm.conditioning.dual_track import Track
 from ..lm.generation_config import GenerationConfig
 from ..lm.models.base import LanguageModel
 from ..lm.patterns.text_stream import Turn
@@ -42,6 +43,7 @@ def generate(
     voice: Tensor | Sequence[Tensor] | None = None,
     melody: Tensor | Sequence[Tensor] | None = None,
     turns: Sequence[Turn] = (),
+    tracks: Track | Sequence[Track] | None = None,
     n: int = 1,
     seed: int = 0,
     prompt: Tensor | None = None,
@@ -63,6 +65,7 @@ def generate(
         voice: reference codes [K, L] that condition the samples but are not part of them, or a list; None: none.
         melody: pitch classes [L, bins] (lm/conditioning/chroma.py), or a list; None: none.
         turns: earlier turns of a conversation, text ids and codes [K, T] each; they are not part of the result.
+        tracks: texts for the condition `dual_track` (lm/conditioning/dual_track.py), or a list; None: none.
         n: samples for each entry of the lists.
         seed: sample i has the seed `seed + i` and no other randomness: it is the same alone as in a batch.
         prompt: codes [K, t] or [B, K, t] that the samples begin with; they are part of the result.
@@ -79,7 +82,7 @@ def generate(
     """
     lm = check_pair(lm, tokenizer, "generate")
     check_same_tokenizer(tokenizer.spec, lm.spec, "generate: the tokenizer given")
-    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, turns)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, turns, tracks)
     request = make_request(lm, tokenizer, inputs, n, seed, prompt, num_frames, defaults, settings)
     batch, exact = whole("batch", batch, 1), flag("exact", exact)
     function("on_progress", on_progress)

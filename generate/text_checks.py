@@ -39,6 +39,8 @@ def start_codes(
     codes = prompt_codes(prompt, parts.tokenizer, num_frames, notes=None if parts.text is None else notes)
     if codes is None or codes.dim() != 2 or text is None or parts.text is None or not codes.shape[1]:
         return codes
+    if parts.dual_track is not None:
+        return codes
     gain = gain_by_text(parts.lm, ConditionInputs(text_ids=parts.text.encode(text)), codes)
     if gain is not None and gain < -UNLIKELY:
         notes.append(

@@ -9,7 +9,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..configs.schema import Config, ConfigError
 from .attention.registry import AttentionName
-from .conditioning.registry import AlignedConditionConfig, ConditionConfig, TextConditionConfig, fill_sizes
+from .conditioning.registry import (
+    AlignedConditionConfig,
+    ConditionConfig,
+    DualTrackConfig,
+    TextConditionConfig,
+    fill_sizes,
+)
 from .heads.multi_token_prediction import AheadConfig
 from .heads.registry import HeadConfig, ParallelHeadConfig
 from .layers.config import QKNorm, TransformerConfig
@@ -63,7 +69,7 @@ class LMConfig(Config):
     """Ids of the start, pad and end of a codebook."""
     start: Literal["token", "condition"] = "token"
     """What the first step is predicted from. token: a special start id. condition: the last prefix token, which must be
-    of a label or an embedding; each step is then at the position of its frame, one earlier."""
+    of a label, an embedding or a dual track; each step is then at the position of its frame, one earlier."""
     variable_length: bool = False
     """true: sequences end with an end token (speech); false: the number of frames is known (images)."""
     head: HeadConfig = ParallelHeadConfig()
@@ -73,8 +79,8 @@ class LMConfig(Config):
     input: InputConfig = EmbeddingInputConfig()
     """Input embedding of the codes of a step."""
     conditions: tuple[ConditionConfig, ...] = ()
-    """What generation is conditioned on (label, text, aligned, embedding, codes, melody), at most one of each kind;
-    empty: nothing."""
+    """What generation is conditioned on (label, text, aligned, embedding, codes, melody, dual_track), at most one of
+    each kind; empty: nothing."""
     text_stream: TextStreamConfig | None = None
     """A text channel beside the codebooks: text and audio are one sequence, and the model speaks and writes. Delays and
     loss_weights have one more entry, the first. null: the sequence holds codes alone."""
@@ -124,7 +130,7 @@ class LMConfig(Config):
             self._check_aligned()
         if self.kind != "next_scale":
             self._check_next_scale_only()
-        prefix = [condition for condition in self.conditions if condition.join == "prefix"]
+        prefix = [condition for condition in self.conditions if condition.join in ("prefix", "dual")]
         if getattr(self.head, "input", None) == "backbone" and embedding_kind(self.input) != "embedding":
             raise ValueError(
                 "head input 'backbone' reads the table of input kind 'embedding', found "
@@ -136,6 +142,13 @@ class LMConfig(Config):
                 "start 'condition' needs a label, or an embedding with mask padding, as the last condition with join "
                 f"prefix, found {found}"
             )
+        dual = any(condition.kind == "dual_track" for condition in self.conditions)
+        if dual and (self.kind != "causal" or self.start != "condition" or len(self.conditions) > 1):
+            raise ValueError(
+                "condition 'dual_track' needs an lm of kind 'causal', no other condition, and start: condition"
+            )
+        if dual and (self.arrangement.kind != "parallel" or not self.variable_length):
+            raise ValueError("condition 'dual_track' needs the arrangement parallel and variable_length: true")
         return self
 
     def _check_next_scale_only(self) -> None:
@@ -169,7 +182,7 @@ class LMConfig(Config):
                 "text_stream: the end of a sequence is that of its text channel; set variable_length: true"
             )
         for condition in self.conditions:
-            if condition.kind in ("text", "aligned"):
+            if condition.kind in ("text", "aligned", "dual_track"):
                 raise ValueError(
                     f"text_stream and the condition '{condition.kind}' both read the text; keep one of them"
                 )
@@ -227,10 +240,15 @@ class LMConfig(Config):
         )
 
     @property
-    def text_part(self) -> TextConditionConfig | AlignedConditionConfig | TextStreamConfig | None:
+    def text_part(self) -> TextConditionConfig | AlignedConditionConfig | DualTrackConfig | TextStreamConfig | None:
         """The part with a text tokenizer: a condition, or the text stream; None: the model has no text."""
-        of_conditions = (c for c in self.conditions if isinstance(c, TextConditionConfig | AlignedConditionConfig))
-        return self.text_stream or next(of_conditions, None)
+        kinds = TextConditionConfig | AlignedConditionConfig | DualTrackConfig
+        return self.text_stream or next((c for c in self.conditions if isinstance(c, kinds)), None)
+
+    @property
+    def dual_track(self) -> DualTrackConfig | None:
+        """The condition `dual_track`; None: the model has none."""
+        return next((c for c in self.conditions if isinstance(c, DualTrackConfig)), None)
 
     @property
     def needs_code_vectors(self) -> bool:
@@ -273,7 +291,9 @@ class LMConfig(Config):
 
 def _can_start(condition: ConditionConfig) -> bool:
     """Whether the last token of each row is one of the condition, and no padding."""
-    return condition.kind == "label" or (condition.kind == "embedding" and condition.mask == "padding")
+    if condition.kind == "embedding":
+        return condition.mask == "padding"
+    return condition.kind in ("label", "dual_track")
 
 
 def _in_yaml(value: Config | bool) -> str:

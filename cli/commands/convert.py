@@ -47,7 +47,7 @@ def convert(
         str | None,
         typer.Option(
             help="Layout to write SRC in, if it is a Tessera model (musicgen, musicgen-audiocraft, parler, csm, "
-            "llamagen, var) or tokenizer (encodec, ...).",
+            "qwen3-tts, llamagen, var) or tokenizer (encodec, ...).",
             show_default=False,
         ),
     ] = None,

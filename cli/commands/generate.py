@@ -39,7 +39,7 @@ def generate(
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the voice.")
     ] = None,
     voice_text: Annotated[
-        str | None, typer.Option(help="The words of the voice, for models that read them (CSM).")
+        str | None, typer.Option(help="The words of the voice, for models that read them (CSM, Qwen3-TTS).")
     ] = None,
     melody: Annotated[
         list[str] | None,
@@ -48,6 +48,10 @@ def generate(
     description: Annotated[
         list[str] | None,
         typer.Option(help="How it sounds, for models that read this beside the text; may be repeated."),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Language of the text, by name, for models with such names; may be repeated."),
     ] = None,
     prompt: Annotated[
         Path | None, typer.Option(help="Audio, image or codes (.safetensors) that the samples begin with.")
@@ -84,7 +88,7 @@ def generate(
     loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
     make_samples(
         loaded,
-        max(1, *(len(given or ()) for given in (text, label, voice, melody, description))) * samples.n,
+        max(1, *(len(given or ()) for given in (text, label, voice, melody, description, language))) * samples.n,
         output,
         image,
         subtitles.srt,
@@ -95,6 +99,7 @@ def generate(
         voice_text=voice_text,
         melody=_one_or_list(melody),
         description=_one_or_list(description),
+        language=_one_or_list(language),
         n=samples.n,
         seed=samples.seed,
         max_seconds=max_seconds,

@@ -35,10 +35,13 @@ def tts(
         int | None, typer.Option(min=1, max=MAX_FRAMES, help="Use only the first frames of the recording.")
     ] = None,
     voice_text: Annotated[
-        str | None, typer.Option(help="The words of the recording, for models that read them (CSM).")
+        str | None, typer.Option(help="The words of the recording, for models that read them (CSM, Qwen3-TTS).")
     ] = None,
     description: Annotated[
         str | None, typer.Option(help="How it sounds, for models that read this beside the text.")
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language of the text, by name, for models with such names.", show_default="auto")
     ] = None,
     lexicon: LexiconOption = None,
     max_seconds: Annotated[float | None, typer.Option(help="Maximum length.")] = None,
@@ -76,6 +79,7 @@ def tts(
         "voice_frames": voice_frames,
         "voice_text": voice_text,
         **({} if description is None else {"description": description}),
+        **({} if language is None else {"language": language}),
         "seed": samples.seed,
         "max_seconds": max_seconds,
         **settings,

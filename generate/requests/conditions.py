@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from ...lm.conditioning.dual_track import Track, track_fields
 from ...lm.conditioning.registry import ConditionBatch
 from ...lm.models.base import LanguageModel
 from ...lm.patterns.text_stream import Turn
 
 ARGUMENT_NAMES = {
     **{"label": "label", "text": "text", "embedding": "embedding", "codes": "voice", "aligned": "text"},
-    **{"melody": "melody", "description": "description"},
+    **{"melody": "melody", "description": "description", "dual_track": "text", "language": "language"},
 }
 """Kinds of conditions (and what is turned into one) and the argument names used for them."""
 
@@ -35,6 +36,8 @@ class ConditionInputs:
     """Pitch classes, floating point [L, bins] each, or one tensor [B, L, bins]."""
     turns: Sequence[Turn] = ()
     """Earlier turns of a conversation, the same before all samples: text ids and codes [K, T] each."""
+    tracks: Track | Sequence[Track] | None = None
+    """Texts with what they need beside them, for a model with two tracks."""
 
     def rows(self, lm: LanguageModel, n: int) -> tuple[ConditionBatch, int]:
         """Conditions of n consecutive rows per entry, and the number of rows.
@@ -50,6 +53,7 @@ class ConditionInputs:
             "codes": _as_list(self.voice, not _is_matrix(self.voice)),
             "aligned": None,
             "melody": _as_list(self.melody, not _is_matrix(self.melody)),
+            "dual_track": _as_list(self.tracks, isinstance(self.tracks, Sequence)),
         }
         if lm.conditions.aligned is not None:
             lists |= {"text": None, "aligned": lists["text"]}
@@ -66,8 +70,10 @@ class ConditionInputs:
                     f"the model was never trained without a {ARGUMENT_NAMES[condition.kind]} (dropout 0), but none "
                     "was given; give one"
                 )
-        melodies = repeated.pop("melody")
+        melodies, tracks = repeated.pop("melody"), repeated.pop("dual_track")
         made = ConditionBatch.make(*repeated.values(), melodies=melodies)
+        if tracks is not None:
+            made = replace(made, **track_fields(tracks))
         batch = lm.conditions.with_nulls(made, count * n)
         lm.check_conditions(batch, count * n)  # all tensors are still on the CPU
         return batch, count * n

@@ -67,6 +67,17 @@ def prompt_codes(
     return prompt[..., :num_frames]
 
 
+def recording_samples(recording: Prompt, tokenizer: Tokenizer, name: str) -> Tensor:
+    """Samples [C, N] of a recording, a file or samples at the tokenizer's rate; ValueError: codes, or another shape."""
+    if isinstance(recording, str | Path):
+        recording = _read(Path(recording), tokenizer, name)
+    found = tensor(f"the {name}", recording, "a path, or samples [C, N] (floating point)")
+    if not found.is_floating_point() or found.dim() != 2:
+        what = f"{found.dtype} {list(found.shape)}"
+        raise ValueError(f"the {name} must be a recording, a file or samples [C, N] (floating point), found {what}")
+    return found
+
+
 def _read(path: Path, tokenizer: Tokenizer, name: str) -> Tensor:
     from ...tokenize.data.codes_file import read_codes
     from ...tokenize.data.media import read_audio, read_image

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ...lm.conditioning.dual_track import Track
 from ...lm.generation_config import GenerationConfig
 from ...lm.models.base import LanguageModel
 from ...lm.patterns.text_stream import Turn
@@ -33,6 +34,7 @@ def stream_audio(
     voice: Tensor | None = None,
     melody: Tensor | None = None,
     turns: Sequence[Turn] = (),
+    tracks: Track | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
     num_frames: int | None = None,
@@ -60,7 +62,7 @@ def stream_audio(
         raise ValueError(
             f"the model of '{tokenizer.spec.name}' generates all frames together and cannot stream; use generate"
         )
-    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, turns)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, turns, tracks)
     request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, but {len(request.seeds)} were requested; create one stream for each")

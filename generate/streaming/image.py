@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ...lm.conditioning.dual_track import Track
 from ...lm.generation_config import GenerationConfig
 from ...lm.models.base import LanguageModel
 from ...lm.patterns.text_stream import Turn
@@ -37,6 +38,7 @@ def stream_images(
     voice: Tensor | None = None,
     melody: Tensor | None = None,
     turns: Sequence[Turn] = (),
+    tracks: Track | None = None,
     seed: int = 0,
     prompt: Tensor | None = None,
     num_frames: int | None = None,
@@ -63,7 +65,7 @@ def stream_images(
         raise ValueError(f"'{tokenizer.spec.name}' makes audio; use stream_audio")
     every = geometry.columns if every is None else every
     every = whole("every", every, 1)
-    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, turns)
+    inputs = ConditionInputs(label, text_ids, embedding, voice, melody, turns, tracks)
     request = make_request(lm, tokenizer, inputs, 1, seed, prompt, num_frames, defaults, settings)
     if len(request.seeds) != 1:
         raise ValueError(f"a stream is one sample, but {len(request.seeds)} were requested; create one stream for each")

@@ -318,6 +318,8 @@ def _check_text_encoder(config: LMConfig, encoder: TextEncoder | None, where: st
 def _check_labels(config: LMConfig, labels: list[str], where: str) -> None:
     label = next((condition for condition in config.conditions if isinstance(condition, LabelConfig)), None)
     classes = label.classes if label is not None else 0
+    if config.dual_track is not None:
+        classes = len(config.dual_track.speakers)
     if len(labels) != classes:
         raise ValueError(f"{where}: {len(labels)} label names, but the model has {classes} labels")
     twice = [label for label, count in Counter(labels).items() if count > 1]

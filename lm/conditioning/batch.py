@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-LENGTH_AXES = {"text": 1, "embedding": 1, "codes": 2, "aligned": 1, "melody": 1}
+LENGTH_AXES = {"text": 1, "embedding": 1, "codes": 2, "aligned": 1, "melody": 1, "dual_track": 2}
 """Kinds whose rows differ in length, and the length axis. They are right-padded, with lengths in `KIND_lengths`."""
 KINDS = ("label", *LENGTH_AXES)
 
@@ -41,6 +41,16 @@ class ConditionBatch:
     """[B] long, 0 for no text."""
     aligned_frames: Tensor | None = None
     """[B, L] long: frames that each unit lasts; None: generation samples them."""
+    dual_track: Tensor | None = None
+    """[B, K + 1, L] long, positions of a text and codes before the frames, right-padded (dual_track.py)."""
+    dual_track_lengths: Tensor | None = None
+    """[B] long, at least 1."""
+    beside: Tensor | None = None
+    """[B, L] long text ids beside the frames, right-padded; the values in the padding are ignored."""
+    beside_lengths: Tensor | None = None
+    """[B] long."""
+    speaker: Tensor | None = None
+    """[B, D] float, the vector of each row's speaker; read where `dual_track` says."""
     given: Tensor | None = None
     """[B] long: leading positions of each sequence of text and audio that are given, and not predicted."""
 

@@ -20,6 +20,7 @@ from .aligned import AlignedCondition, AlignedConditionConfig, AlignedUnits
 from .base import ConditionContext
 from .batch import KINDS, ConditionBatch
 from .codes import CodesCondition, CodesConditionConfig
+from .dual_track import DualTrackCondition, DualTrackConfig
 from .embedding import EmbeddingCondition, EmbeddingConditionConfig
 from .label import LabelCondition, LabelConfig
 from .melody import MelodyCondition, MelodyConditionConfig
@@ -31,7 +32,8 @@ ConditionConfig = Annotated[
     | EmbeddingConditionConfig
     | CodesConditionConfig
     | AlignedConditionConfig
-    | MelodyConditionConfig,
+    | MelodyConditionConfig
+    | DualTrackConfig,
     Field(discriminator="kind"),
 ]
 
@@ -42,10 +44,11 @@ CONDITIONS: dict[str, Any] = {
     "codes": CodesCondition,
     "aligned": AlignedCondition,
     "melody": MelodyCondition,
+    "dual_track": DualTrackCondition,
 }
 """Built as CONDITIONS[kind](config, context). `check(batch)` raises ValueError, calling it returns tokens [B, L, D] and
-their mask [B, L] (None: all are real; `aligned` returns AlignedUnits instead), `none(B)` the fields of rows without it;
-`described` is its name in messages."""
+their mask [B, L] (None: all are real; `aligned` returns AlignedUnits instead, `dual_track` also what is added to the
+steps), `none(B)` the fields of rows without it; `described` is its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ class FusedConditions:
     """Added to each step as a pointer moves through them."""
     adaptive: Tensor | None = None
     """[B, D], read by adaptive norms."""
+    beside: Tensor | None = None
+    """[B, 1 + n, D] added to the steps: to step s that at s, from step n on the last."""
+
+
+def beside_at(beside: Tensor, steps: Tensor) -> Tensor:
+    """What is added to the inputs of the steps [S], [B, S, D] (FusedConditions.beside)."""
+    return beside.index_select(1, steps.clamp(max=beside.shape[1] - 1))
 
 
 class Conditioner(nn.Module):
@@ -77,8 +87,9 @@ class Conditioner(nn.Module):
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ConfigError(f"conditions: '{kind}' is listed {kinds.count(kind)} times; list each kind once")
-        if {"text", "aligned"} <= set(kinds):
-            raise ConfigError("conditions: 'text' and 'aligned' both read the text; keep one of them")
+        reading = [kind for kind in kinds if kind in ("text", "aligned", "dual_track")]
+        if len(reading) > 1:
+            raise ConfigError(f"conditions: '{reading[0]}' and '{reading[1]}' both read the text; keep one of them")
         self.configs = tuple(configs)
         self.parts = nn.ModuleDict({config.kind: CONDITIONS[config.kind](config, context) for config in configs})
         self.memory_norm = RMSNorm(context.width) if any(map(_reads_normed, configs)) else None
@@ -128,10 +139,14 @@ class Conditioner(nn.Module):
         """Embed the conditions of a checked batch; in training mode rows are randomly replaced by the null."""
         prefix: list[tuple[Tensor, Tensor | None]] = []
         memory: list[tuple[Tensor, Tensor | None]] = []
-        summed = units = adaptive = None
+        summed = units = adaptive = beside = None
         for config in self.configs:
             if config.join == "step":
                 units = self.parts[config.kind](batch)
+                continue
+            if config.join == "dual":
+                *tokens, beside = self.parts[config.kind](batch)
+                prefix.append((tokens[0], tokens[1]))
                 continue
             tokens, mask = self.parts[config.kind](batch)
             if config.join == "prefix":
@@ -146,7 +161,7 @@ class Conditioner(nn.Module):
                 summed = tokens
         joined_prefix, prefix_mask = _concatenate(prefix)
         joined_memory, memory_mask = _concatenate(memory)
-        return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed, units, adaptive)
+        return FusedConditions(joined_prefix, prefix_mask, joined_memory, memory_mask, summed, units, adaptive, beside)
 
 
 def fill_sizes(
@@ -163,6 +178,7 @@ def fill_sizes(
     from_data: dict[str, dict[str, Any]] = {
         "label": {"classes": classes},
         "text": {"vocab_size": vocab_size},
+        "dual_track": {"vocab_size": vocab_size},
         "aligned": {"vocab_size": vocab_size, "silent": None if silent is None else tuple(sorted(silent))},
     }
     filled = []

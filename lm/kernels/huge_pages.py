@@ -1,9 +1,9 @@
 """Memory of huge pages (2 MiB instead of 4 KiB) for weights that every decode step reads, on Linux.
 
-A step reads weights at the speed of memory, and with small pages the CPU must look up again and again where they lie, in
-a virtual machine at two levels. One thread of an Intel server read 336 MB of packed bfloat16 matrices at 5.3 GB/s from
-small pages and at 9.9 from huge ones, int8 at 5.3 and 8.8, int4 at 4.3 and 5.5; filling the memory takes two to four
-times as long, once.
+A step reads weights at the speed of memory, and with small pages the CPU must look up again and again where they lie,
+in a virtual machine at two levels. One thread of a virtual Intel server read 336 MB of packed bfloat16 matrices at
+5.3 GB/s from small pages and at 9.9 from huge ones, int8 at 5.3 and 8.8, int4 at 4.3 and 5.5. Filling the memory takes
+two to four times as long, once.
 """
 
 from __future__ import annotations

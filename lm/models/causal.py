@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning.pointers import Pointers
-from ..conditioning.registry import ConditionBatch, FusedConditions
+from ..conditioning.registry import ConditionBatch, FusedConditions, beside_at
 from ..kv_cache.config import CacheChoice
 from ..kv_cache.registry import make_cache
 from ..ops.loss import IGNORED, LossReport
@@ -113,6 +113,8 @@ class TokenLM(TransformerLM):
             start = self.start_ids(len(codes), codes.device).unsqueeze(-1)
             x = torch.cat([self.input(start), patches.mean(self.input(arranged.ids))[:, :-1]], dim=1)
         x = self.add_conditions(x, joined.summed, first)
+        if joined.beside is not None:
+            x = x + beside_at(joined.beside, torch.arange(x.shape[1], device=x.device)).to(x.dtype)
         places = self.place_steps(joined, codes, lengths)
         if joined.units is not None and places is not None:
             x = x + joined.units.at(places.read).to(x.dtype)
@@ -210,6 +212,8 @@ class TokenLM(TransformerLM):
         steps = torch.arange(state.step, state.step + n, device=read.device)
         x = self.add_conditions(self.embed_step(read), state.summed, None if state.step else state.first)
         x = self._add_units(x, state, pointers)
+        if state.beside is not None:
+            x = x + beside_at(state.beside, steps).to(x.dtype)
         x = self.positions.add_after(x, steps, state.prefix_length, state.prefix_mask)
         if state.cache.rotated_keys:
             table = self._rotary(state, steps)
@@ -236,6 +240,8 @@ class TokenLM(TransformerLM):
         steps = step.reshape(1)
         x = self.add_conditions(self.embed_step(ids.unsqueeze(-1)), state.summed, None)
         x = self._add_units(x, state, pointers)
+        if state.beside is not None:
+            x = x + beside_at(state.beside, steps).to(x.dtype)
         x = self.positions.add_after(x, steps, state.prefix_length, state.prefix_mask)
         if state.cache.rotated_keys:
             table = self.positions.table_after(steps, state.num_frames, state.prefix_length, state.prefix_mask)

@@ -35,6 +35,8 @@ class DecodingState:
     """Units of an aligned text."""
     adaptive: Tensor | None = None
     """[B, D], read by adaptive norms."""
+    beside: Tensor | None = None
+    """[B, 1 + n, D] added to the steps, the last from step n on."""
     head: Any = None
     """State of the head."""
     rotary: Tensor | None = None
@@ -46,7 +48,8 @@ class DecodingState:
         """All tensors that `read_at` and the head read, and `num_frames`."""
         memory = None if self.memory is None else (self.memory.keys, self.memory.values, self.memory.mask)
         head = None if self.head is None else self.head.parts()
-        return self.cache.parts(), memory, self.summed, self.prefix_mask, self.num_frames, self.units, head
+        added = self.summed, self.units, self.beside
+        return self.cache.parts(), memory, added, self.prefix_mask, self.num_frames, head
 
     @property
     def num_rows(self) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...tokenize.text.base import TextTokenizer
 from ..conditioning.aligned import AlignedCondition
 from ..conditioning.codes import CodesCondition
+from ..conditioning.dual_track import DualTrackCondition
 from ..conditioning.label import LabelCondition
 from ..conditioning.text import TextCondition
 from ..heads.depth_reader import CodeSumEmbedding, SubTokenEmbedding
@@ -66,7 +67,7 @@ def named_rows(lm: TransformerLM, labels: Sequence[str], text: TextTokenizer | N
         name = f"conditions.parts.{kind}"
         if isinstance(part, LabelCondition):
             found[f"{name}.table.weight"] = NamedRows("labels", (*labels, NULL))
-        elif isinstance(part, TextCondition | AlignedCondition) and text is not None:
+        elif isinstance(part, TextCondition | AlignedCondition | DualTrackCondition) and text is not None:
             found[f"{name}.table.weight"] = NamedRows("text", text.names_of_ids())
         elif isinstance(part, CodesCondition) and part.input is not None:
             frames = CodebookPattern(ParallelConfig(), part.cardinalities)

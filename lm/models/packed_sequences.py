@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...configs.schema import ConfigError
 from ..attention.mask_types import PackedSequences
-from ..conditioning.registry import ConditionBatch, FusedConditions
+from ..conditioning.registry import ConditionBatch, FusedConditions, beside_at
 from ..config import LMConfig
 from ..layers.attention_layers import Memory
 from ..ops.loss import LossReport
@@ -55,6 +55,8 @@ def packed_loss(
         x = torch.where((step == 0)[:, None], first[row, 0].to(x.dtype), x)
     if joined.summed is not None:
         x = x + joined.summed.index_select(0, row).transpose(0, 1)
+    if joined.beside is not None:
+        x = x + beside_at(joined.beside, steps)[inside].unsqueeze(0).to(x.dtype)
     pointers = lm.place_steps(joined, codes, lengths)
     if joined.units is not None and pointers is not None:
         x = x + joined.units.at(pointers.read)[inside].unsqueeze(0).to(x.dtype)

@@ -68,6 +68,7 @@ def prefill(
         num_frames=num_frames,
         units=fused.units,
         adaptive=fused.adaptive,
+        beside=fused.beside,
         head=head,
     )
     if fused.prefix is not None:

@@ -42,7 +42,11 @@ def pad_to_buckets(joined: FusedConditions, fixed_prefix: bool) -> FusedConditio
     units = joined.units
     if units is not None:
         units = units.padded(bucket(units.vectors.shape[1] - 1))
-    return FusedConditions(prefix, prefix_mask, memory, memory_mask, joined.summed, units, joined.adaptive)
+    beside = joined.beside
+    if beside is not None:  # its last vector is that of all later steps
+        missing = bucket(beside.shape[1]) - beside.shape[1]
+        beside = torch.cat([beside, beside[:, -1:].expand(-1, missing, -1)], dim=1)
+    return FusedConditions(prefix, prefix_mask, memory, memory_mask, joined.summed, units, joined.adaptive, beside)
 
 
 def _mask(tokens: Tensor, mask: Tensor | None) -> Tensor:

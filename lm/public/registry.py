@@ -55,6 +55,15 @@ from .parler import (
     save_parler,
     save_parler_whole,
 )
+from .qwen3_tts import MODEL_TYPES as QWEN3_TTS_TYPES
+from .qwen3_tts import (
+    load_qwen3_tts,
+    qwen3_tts_defaults,
+    read_qwen3_tts_codec,
+    read_qwen3_tts_text,
+    save_qwen3_tts,
+    save_qwen3_tts_whole,
+)
 from .unknown import refuse_unknown
 from .var import TOKENIZER as VAR_TOKENIZER
 from .var import VAR_DEFAULTS, is_var, load_var, read_var_tokenizer, save_var, save_var_whole
@@ -121,6 +130,16 @@ PUBLIC = {
         read_tokenizer=read_csm_codec,
         read_text=read_csm_text,
         save_whole=save_csm_whole,
+    ),
+    "qwen3-tts": PublicLayout(
+        QWEN3_TTS_TYPES,
+        load_qwen3_tts,
+        save_qwen3_tts,
+        qwen3_tts_defaults,
+        "the audio codec in speech_tokenizer/",
+        read_tokenizer=read_qwen3_tts_codec,
+        read_text=read_qwen3_tts_text,
+        save_whole=save_qwen3_tts_whole,
     ),
     "llamagen": PublicLayout(
         ("llamagen",),
@@ -244,6 +263,7 @@ def read_public_model(
     if text_encoder is not None and not any(c.kind == "embedding" for c in lm.config.conditions):
         raise ValueError(f"{folder}: a text encoder was given, but this {name} model reads no text; leave it out")
     labels = [str(i) for c in lm.config.conditions if c.kind == "label" for i in range(c.classes or 0)]
+    labels += [] if lm.config.dual_track is None else list(lm.config.dual_track.speakers)
     defaults = layout.defaults(opened, lm.spec)
     if any(condition.dropout == 0 for condition in lm.config.conditions):  # guidance is impossible
         defaults = defaults.model_copy(update={"guidance": 1.0})

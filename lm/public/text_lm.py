@@ -73,7 +73,7 @@ def is_text_lm(folder: str | Path) -> bool:
     if not path.is_file():
         return False
     described = read_json(path)
-    return isinstance(described, dict) and described.get("model_type") in TEXT_LMS
+    return isinstance(described, dict) and described.get("model_type") in tuple(TEXT_LMS)
 
 
 def backbone_settings(folder: str | Path) -> dict[str, Any]:

@@ -177,6 +177,12 @@ CONFIGS = {
         kind="gaussian", quantizer={"kind": "residual", "levels": 3, "quantizer": GRADIENT, "level_dropout": 0.5}
     ),
     "tail-lengths-dropout": tree(kind="tail", lengths=[1, 4], share=0.6, quantizer={"kind": "bsq", "bits": 4}),
+    "two-sided-gradient": tree(kind="two_sided", search=V16, lookup={**GRADIENT, "kmeans_init": False}),
+    "two-sided-residual-gradient": tree(
+        kind="two_sided",
+        search={"kind": "residual", "levels": 2, "quantizer": V16},
+        lookup={"kind": "residual", "levels": 2, "quantizer": {**GRADIENT, "kmeans_init": False}},
+    ),
     "halting-dropout": tree(kind="halting", wanted_error=0.1, shortest=2, quantizer=V16),
     "halting-residual-dropout": tree(
         kind="halting", wanted_error=0.1, quantizer={"kind": "residual", "levels": 3, "quantizer": GRADIENT}

@@ -53,9 +53,11 @@ PARTS = {
     "fused-seanet": {"kind": "fused", "acoustic": SPECTRUM, "semantic": SEANET, "semantic_dim": 3, "chunk": 7},
     "per-channel": {"kind": "per_channel", "part": SEANET | {"lstm_layers": 1}},
     "dac-sliding": DAC | {"strides": [2, 3], "bottleneck": SLIDING},
+    "code2wav": {"kind": "code2wav", "width": 6, "ratios": [2], "channels": 8, "strides": [3, 2], "chunk": 5}
+    | {"transformer": {"width": 4, "layers": 2, "heads": 2, "head_width": 4, "feed_forward": 8, "window": 5}},
 }
 """One entry for each kind of part, and for each of its choices that changes what it reads."""
-CAUSAL = ("seanet", "seanet-replicate", "seanet-lstm", "seanet-sliding", "dac-causal")
+CAUSAL = ("seanet", "seanet-replicate", "seanet-lstm", "seanet-sliding", "dac-causal", "code2wav")
 PAIRS = [(name, name) for name in PARTS] + [("dac", "spectrum"), ("seanet-sliding", "dac"), ("spectrum", "seanet-all")]
 
 pairs = pytest.mark.parametrize(("encoder", "decoder"), PAIRS, ids=[f"{a}/{b}" for a, b in PAIRS])
@@ -65,6 +67,8 @@ parts = pytest.mark.parametrize("name", PARTS)
 def sound(encoder, decoder=None, **other):
     data = {"kind": "audio", "name": "x", "sample_rate": 800, "hop": HOP, "window": 32, "latent_dim": 8}
     own = SPECTRUM if encoder["kind"] == "fused" else encoder  # which is an encoder alone
+    if encoder["kind"] == "code2wav":  # which is a decoder alone
+        encoder = SEANET
     encoder = {key: value for key, value in encoder.items() if key not in ("tail", "noise", "noise_seed")}
     data |= {"encoder": encoder, "decoder": decoder or own, "quantizer": RVQ}
     return check_config(data | other, AudioTokenizerConfig)
@@ -89,7 +93,7 @@ def tokenizer_of(encoder, decoder=None):
 
 def test_every_part_is_in_the_list():
     kinds = {part["kind"] for part in PARTS.values()}
-    assert kinds == set(AUDIO_ENCODERS) == {*AUDIO_DECODERS, "fused"}
+    assert kinds == {*AUDIO_ENCODERS, "code2wav"} == {*AUDIO_DECODERS, "fused"}
 
 
 @pytest.mark.sample(2)
@@ -342,7 +346,7 @@ def test_padding_stands_at_the_signal_s_own_ends():
         ({"encoder": PARTS["mel2d"] | {"bands": 12, "rows": 3}}, "latent_dim 8 is not a multiple of rows 3"),
         (
             {"decoder": PARTS["fused"]},
-            "decoder: kind 'fused' is unknown; known: dac, mel2d, per_channel, seanet, snac, spectrum",
+            "decoder: kind 'fused' is unknown; known: code2wav, dac, mel2d, per_channel, seanet, snac, spectrum",
         ),
         (
             {"encoder": PARTS["fused"] | {"semantic": PARTS["seanet-padded-replicate"]}},

@@ -9,6 +9,7 @@ from torch import nn
 
 from tessera.configs.schema import check_config
 from tessera.tokenize.audio.bottleneck import BottleneckConfig, SlidingTransformer
+from tessera.tokenize.audio.code2wav import ChannelMLP, DepthwiseConv, SnakeBeta, WindowConfig, WindowTransformer
 from tessera.tokenize.audio.conv_stages import conv_stages
 from tessera.tokenize.audio.dac import Snake
 from tessera.tokenize.audio.networks import AudioNet, AudioTokenizerConfig
@@ -28,7 +29,7 @@ def random_stack(rng, padding, ragged, causal=True):
         return PaddedConv(inputs, outputs, kernel, stride, dilation, causal, padding, ragged=ragged)
 
     def activation(width):
-        return Pointwise(rng.choice([nn.ELU(), nn.Tanh(), Snake(width)]))
+        return Pointwise(rng.choice([nn.ELU(), nn.Tanh(), nn.Hardtanh(), Snake(width), SnakeBeta(width)]))
 
     def residual():
         inner = [activation(4), conv(4, 2, 3, dilation=rng.randint(1, 3)), activation(2), conv(2, 4, 1)]
@@ -49,6 +50,9 @@ def random_stack(rng, padding, ragged, causal=True):
         layers.append(PaddedTranspose(6, 6 if depthwise else 4, stride, causal, groups=groups, short=short))
         layers.append(conv(6 if depthwise else 4, 4, rng.choice([1, 3])))
         layers += [residual() for _ in range(rng.randint(0, 2))]
+        if rng.random() < 0.4:  # the block of `code2wav`
+            layers.append(PaddedTranspose(4, 4, rng.randint(1, 3), True, overlap=False))
+            layers.append(Residual([DepthwiseConv(4, rng.choice([1, 3, 7])), ChannelMLP(4)]))
         layers += [Pointwise(nn.Tanh())] if rng.random() < 0.5 else []
     stack = ConvStack(layers, 4).eval()
     for parameter in stack.parameters():
@@ -224,15 +228,16 @@ def test_sliding_attention_with_a_cache_equals_one_pass_over_everything(window, 
     config = BottleneckConfig(
         stride=stride, layers=2, heads=2, feed_forward=12, window=window, layer_scale=1.0, theta=theta
     )
-    transformer = SlidingTransformer(config, 8).eval()
-    transformer.freeze()
-    x = torch.randn(1, 75, stride, 8)
-    mask = torch.ones(1, 75, dtype=torch.bool)
-    stages = transformer.stages(chunk)
-    whole = streamed(stages, chunk, [x[0]])
-    torch.testing.assert_close(whole[None], run_stages(stages, x, mask), **CLOSE)
-    for _ in range(2):
-        assert torch.equal(streamed(stages, chunk, x[0].split([*random_cuts(rng, 74), 1])), whole)
+    gated = WindowConfig(width=12, layers=2, heads=2, head_width=4, feed_forward=16, window=window, layer_scale=1.0)
+    for transformer in (SlidingTransformer(config, 8).eval(), WindowTransformer(gated, 8).eval()):
+        transformer.freeze()
+        x = torch.randn(1, 75, transformer.config.stride, 8)
+        mask = torch.ones(1, 75, dtype=torch.bool)
+        stages = transformer.stages(chunk)
+        whole = streamed(stages, chunk, [x[0]])
+        torch.testing.assert_close(whole[None], run_stages(stages, x, mask), **CLOSE)
+        for _ in range(2):
+            assert torch.equal(streamed(stages, chunk, x[0].split([*random_cuts(rng, 74), 1])), whole)
 
 
 @torch.no_grad()

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tessera.tokenize.audio.networks import AudioStackConfig, AudioTokenizerConfig
-from tessera.tokenize.audio.stft import frame_signal, inverse_spectrum
 from tessera.tokenize.audio.streaming import StagesStream, window_stage
 from tessera.tokenize.image.networks import ImageTokenizerConfig
+from tessera.tokenize.layers.stft import frame_signal, inverse_spectrum
 from tessera.tokenize.quantizers.registry import FSQConfig, ResidualConfig, ScalesConfig, StrideConfig, VQConfig
 from tessera.tokenize.spec import check_same_tokenizer
 from tessera.tokenize.tokenizer import load_tokenizer, make_tokenizer

@@ -21,7 +21,7 @@ from ...configs.schema import Config, LayerCount, LayerCountOrNone
 from ..layers.lstm_steps import run_lstm
 from ..layers.masked_conv import ConvStack, PaddedConv, PaddedTranspose, Padding
 from ..layers.row_conv import lay_out
-from ..layers.transformer_block import AttentionBlock, rotary_embedding, sliding_window
+from ..layers.transformer_block import AttentionBlock, BlockNorm, rotary_embedding, sliding_window
 from ..quantizers.base import float32_only
 from .conv_stages import conv_stages
 from .streaming import StreamingLayer, blocks_per_call, frames_per_call
@@ -51,12 +51,21 @@ class BottleneckConfig(Config):
 class SlidingTransformer(nn.Module):
     """Causal transformer with sliding-window attention over steps [B, T, r, D]."""
 
-    def __init__(self, config: BottleneckConfig, width: int):
+    def __init__(
+        self,
+        config: BottleneckConfig,
+        width: int,
+        head_width: int | None = None,
+        norm: BlockNorm = "layer",
+        gated: bool = False,
+    ):
+        """head_width, norm, gated: see AttentionBlock."""
         super().__init__()
         self.config, self.width = config, width
         self.frozen = self.laid_out = False
+        self.head_width = width // config.heads if head_width is None else head_width
         self.blocks = nn.ModuleList(
-            AttentionBlock(width, config.heads, config.feed_forward, bias=False, layer_scale=config.layer_scale)
+            AttentionBlock(width, config.heads, config.feed_forward, False, config.layer_scale, head_width, norm, gated)
             for _ in range(config.layers)
         )
 
@@ -79,7 +88,8 @@ class SlidingTransformer(nn.Module):
             return []
         frames, eager = frames_per_call(chunk, self.config.stride)
         extend = partial(self.extend, frames)
-        blocks = blocks_per_call(frames, self.config.stride * gcd(self.width, self.config.feed_forward))
+        widths = gcd(self.width, self.config.feed_forward, self.config.heads * self.head_width)
+        blocks = blocks_per_call(frames, self.config.stride * widths)
         return [StreamingLayer(self.forward, memory=True, extend=extend, frames=frames, eager=eager, blocks=blocks)]
 
     def forward(self, x: Tensor, mask: Tensor, state: None = None) -> tuple[Tensor, None]:
@@ -88,7 +98,7 @@ class SlidingTransformer(nn.Module):
         h = x.flatten(1, 2)
         steps = h.shape[1]
         visible = sliding_window(steps, steps, self.config.window, h.device)
-        rotary = rotary_embedding(0, steps, h.shape[2] // self.config.heads, self.config.theta, h.device)
+        rotary = rotary_embedding(0, steps, self.head_width, self.config.theta, h.device)
         for block in self.blocks:
             h = block(h, visible, rotary)
         return h.unflatten(1, x.shape[1:3]), None
@@ -97,15 +107,15 @@ class SlidingTransformer(nn.Module):
         """See `StreamingLayer.extend`. frames: of a block; x: blocks of frames, [1, T, r, D]."""
         self.lay_out()
         h = x.reshape(-1, frames * x.shape[2], x.shape[3])
-        blocks, steps, width = h.shape
+        blocks, steps, _ = h.shape
         heads, window = self.config.heads, self.config.window
         size = -(-(window - 1) // steps) + 1  # blocks in the cache: those that a window reaches
         if state is None:
-            state = SlidingCache(0, h.new_zeros(len(self.blocks), 2, heads, size * steps, width // heads))
+            state = SlidingCache(0, h.new_zeros(len(self.blocks), 2, heads, size * steps, self.head_width))
         numbers = range(state.block, state.block + blocks)
         places = [slice(number % size * steps, (number % size + 1) * steps) for number in numbers]
         bias = torch.stack([_bias(number, size, steps, window) for number in numbers]).to(h.device)
-        rotary = [rotary_embedding(n * steps, steps, width // heads, self.config.theta, h.device) for n in numbers]
+        rotary = [rotary_embedding(n * steps, steps, self.head_width, self.config.theta, h.device) for n in numbers]
         cos, sin = (torch.stack(parts)[:, None] for parts in zip(*rotary, strict=True))
         of_frames = (mask if mask.dim() == 2 else mask[:, :, 0])[0]
         first, count = int(of_frames.int().argmax()), int(of_frames.sum())

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.schema import Config, LayerCount
+from ..layers.stft import frame_signal, mel_filters
 from .base import AudioShape
-from .stft import frame_signal, mel_filters
 from .streaming import StreamingLayer, window_stage
 from .vocos import frames_of_spectra
 

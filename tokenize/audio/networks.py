@@ -1,8 +1,8 @@
 """Network of the audio tokenizer: an encoder, a quantizer and a decoder, each selected by `kind`.
 
-To add a kind, write one file with a config, an encoder and a decoder (or only an encoder, as `fused`), add one line to
-the union and to each table here, and one entry to the list in tests/tokenize/test_audio_networks.py. Any encoder can be
-combined with any decoder: between them are latents [B, T, latent_dim], one per `hop` samples.
+To add a kind, write one file with a config, an encoder and a decoder (or one of them, as `fused` and `code2wav`), add
+one line to the union and to each table here, and one entry to the list in tests/tokenize/test_audio_networks.py. Any
+encoder can be combined with any decoder: between them are latents [B, T, latent_dim], one per `hop` samples.
 
     encoder   config, shape -> .frame(samples [..., N]) -> [..., T, F], the samples of each frame
                                .stages()  [B, T, C * F] -> latents [B, T, latent_dim]
@@ -23,6 +23,7 @@ from ...configs.schema import FingerprintedConfig, kind_or
 from ..quantizers.registry import Quantized, QuantizerConfig, make_quantizer
 from ..spec import AudioGeometry
 from .base import AudioShape
+from .code2wav import Code2WavConfig, Code2WavDecoder
 from .dac import DACConfig, DACDecoder
 from .dual_encoder import PLAIN_ENCODERS, FusedConfig, FusedEncoder
 from .mel_2d import Mel2DConfig, Mel2DDecoder
@@ -39,6 +40,7 @@ AudioDecoderConfig = Annotated[
     | Annotated[DACConfig, Tag("dac")]
     | Annotated[SNACConfig, Tag("snac")]
     | Annotated[Mel2DConfig, Tag("mel2d")]
+    | Annotated[Code2WavConfig, Tag("code2wav")]
     | Annotated[PerChannelConfig, Tag("per_channel")],
     kind_or("spectrum"),
 ]
@@ -60,6 +62,7 @@ PLAIN_DECODERS = {
     "dac": DACDecoder,
     "snac": SNACDecoder,
     "mel2d": Mel2DDecoder,
+    "code2wav": Code2WavDecoder,
 }
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...configs.schema import FingerprintedConfig, LayerCount
 from ..layers.convnext import ConvNeXtStack
+from ..layers.stft import frame_signal, inverse_spectrum
 from .base import AudioShape
-from .stft import frame_signal, inverse_spectrum
 from .streaming import StreamingLayer, window_stage
 
 

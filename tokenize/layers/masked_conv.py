@@ -8,6 +8,7 @@ then changes nothing, and a window gives the same result as a pass over the whol
     causal    all before the signal                      a fraction `trim_right` of them on the right, usually all
     centered  half after it, the odd one before          half on the right, the odd one on the left
     length    L / s                                      L * s; centered and `short`: an odd stride loses the last step
+    without overlap: the kernel of a transposed one is s, and there is no surplus
 
 A mask of frames [B, T] ends the signal at a frame's end. A mask of samples [B, T, hop] ends it inside a frame: a layer
 whose input ends between two strides then pads what completes the last one, and a step at a lower rate holds signal if
@@ -129,7 +130,7 @@ class PaddedConv(nn.Module):
 
 
 class PaddedTranspose(nn.Module):
-    """ConvTranspose1d of kernel 2 * stride, from [B, inputs, L] to [B, outputs, L * stride].
+    """ConvTranspose1d of kernel 2 * stride, or without overlap stride, from [B, inputs, L] to [B, outputs, L * stride].
 
     With `short` and an odd stride the last step is surplus: it is not part of the signal, whose mask ends before it.
     """
@@ -145,15 +146,19 @@ class PaddedTranspose(nn.Module):
         bias: bool = True,
         groups: int = 1,
         short: bool = False,
+        overlap: bool = True,
     ):
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
-        after = math.ceil(trim_right * stride) if causal else stride // 2
-        self.left, self.right = stride - after, after
+        surplus = stride if overlap else 0
+        after = math.ceil(trim_right * surplus) if causal else surplus // 2
+        self.left, self.right = surplus - after, after
         self.up, self.down = stride, 1
         self.lost = stride % 2 if short else 0
         """Steps missing at the signal's end."""
-        self.conv = normed(nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, groups=groups, bias=bias), norm)
+        self.conv = normed(
+            nn.ConvTranspose1d(inputs, outputs, stride + surplus, stride, groups=groups, bias=bias), norm
+        )
         self.norm = SignalNorm(outputs) if norm == "time_group" else None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -169,6 +174,8 @@ class PaddedTranspose(nn.Module):
         if self.norm is not None or not fits_rows(self.conv):  # pyright: ignore
             assert carried is None
             return _rows_by_forward(self, activate(x, before), span)
+        if self.left == self.right == 0:
+            return convolve_transposed(activate(x, before), self.conv, 1 if carried is None else carried.blocks)  # pyright: ignore
         if carried is not None:
             return convolve_transposed(carried.pad(x, span, 1, "zeros", 1, before), self.conv, carried.blocks)  # pyright: ignore
         y = convolve_transposed(pad_rows(x, span, 1, 1, "zeros", before=before), self.conv)  # pyright: ignore
@@ -184,7 +191,8 @@ class PaddedTranspose(nn.Module):
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
-        return (low + self.left) // self.up - 1, (high + self.left) // self.up
+        reach = 1 if self.left or self.right else 0
+        return (low + self.left) // self.up - reach, (high + self.left) // self.up
 
 
 class SignalNorm(nn.GroupNorm):
@@ -233,6 +241,9 @@ class Pointwise(nn.Module):
             return elu if alpha == 1 else lambda x, out: torch.ops.aten.elu.out(x, alpha, out=out)
         if isinstance(self.inner, nn.Tanh):
             return lambda x, out: torch.tanh(x, out=out)
+        if isinstance(self.inner, nn.Hardtanh):
+            low, high = self.inner.min_val, self.inner.max_val
+            return lambda x, out: torch.clamp(x, low, high, out=out)
         return self.inner.rows  # pyright: ignore[reportReturnType]
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
@@ -427,6 +438,8 @@ class ConvStack(nn.ModuleList):
         for module in self.modules():
             if isinstance(module, PaddedConv | PaddedTranspose) and module.norm is None and fits_rows(module.conv):  # pyright: ignore
                 lay_out(module.conv)  # pyright: ignore[reportArgumentType]
+            elif isinstance(module, nn.Linear):
+                lay_out(module)
         self.laid_out = True
 
     def uses_rows(self, x: Tensor) -> bool:

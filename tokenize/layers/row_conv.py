@@ -5,6 +5,7 @@ With channels last, what a convolution multiplies is a slice of its input, so no
     stride 1            y = x[0 : L] W_0 + x[d : L + d] W_1 + ...                     a product per tap, dilation d
     stride s            the same, with s steps as one row of s C channels, which is a view of the same memory
     transposed, 2 s     y[t] = x[t] W_0 + x[t - 1] W_1, a row of s steps at once
+    transposed, s       y[t] = x[t] W
 
 A causal convolution can continue after earlier steps: `Carried` holds what it needs of them. So can one that looks
 ahead, if its results come late (`CarriedLate`). The weights keep their
@@ -148,7 +149,8 @@ def fits_rows(layer: nn.Conv1d | nn.ConvTranspose1d) -> bool:
     stride = layer.stride[0]
     if isinstance(layer, nn.ConvTranspose1d):
         depthwise = layer.groups == layer.in_channels == layer.out_channels
-        return (layer.groups == 1 or depthwise) and layer.kernel_size[0] == 2 * stride
+        kernels = (2 * stride, stride) if layer.groups == 1 else (2 * stride,)
+        return (layer.groups == 1 or depthwise) and layer.kernel_size[0] in kernels
     return layer.groups == 1 and (stride == 1 or (layer.kernel_size[0] % stride == 0 and layer.dilation[0] == 1))
 
 
@@ -176,8 +178,13 @@ def convolve(x: Tensor, layer: nn.Conv1d, blocks: int = 1, onto: Tensor | None =
 
 def convolve_transposed(x: Tensor, layer: nn.ConvTranspose1d, blocks: int = 1) -> Tensor:
     """x: [1 + L, inputs], of which the first step is before the signal or zero -> [L * stride, outputs]; L steps in as
-    many blocks."""
+    many blocks. If the kernel is the stride: x: [L, inputs]."""
     stride, outputs = layer.stride[0], layer.out_channels
+    if layer.kernel_size[0] == stride:
+        y = _biased(x, layer.bias, len(x) * stride, outputs)
+        weights = layer.weight.permute(0, 2, 1).reshape(layer.in_channels, stride * outputs)
+        add_product(y.view(-1, stride * outputs), x.contiguous(), weights, blocks)
+        return y
     now, before = x[1:], x[:-1]
     y = _biased(x, layer.bias, len(now) * stride, outputs)
     if layer.groups > 1:  # depthwise: [C, 1, 2 s] -> [2, s, C]

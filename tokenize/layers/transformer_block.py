@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,20 +14,53 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines [..., T, E / 2] of the rotary embedding."""
 
 
+BlockNorm = Literal["layer", "rms"]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the channels, eps 1e-5, computed in float32. Source: arXiv:1910.07467."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, width] -> the same shape."""
+        y = x.float()
+        return self.weight * (y * (y.square().mean(dim=-1, keepdim=True) + 1e-5).rsqrt()).to(x.dtype)
+
+
+def block_norm(kind: BlockNorm, width: int) -> nn.Module:
+    """A normalization over the channels, eps 1e-5."""
+    return nn.LayerNorm(width) if kind == "layer" else RMSNorm(width)
+
+
 class AttentionBlock(nn.Module):
     """x + scale * attention(norm(x)), then x + scale * MLP(norm(x)); channel-last."""
 
-    def __init__(self, width: int, heads: int, feed_forward: int, bias: bool = True, layer_scale: float | None = None):
-        """`layer_scale` is the initial value of the learned factor per channel; None: no factor."""
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feed_forward: int,
+        bias: bool = True,
+        layer_scale: float | None = None,
+        head_width: int | None = None,
+        norm: BlockNorm = "layer",
+        gated: bool = False,
+    ):
+        """layer_scale: initial value of the learned factor per channel; None: no factor. head_width: None: width /
+        heads. gated: the MLP is down(silu(gate x) * up x), one layer for gate and up, in place of down(gelu(up x))."""
         super().__init__()
-        if width % heads:
+        if head_width is None and width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}; change one of them")
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, feed_forward, bias=bias)
+        self.heads, self.gated = heads, gated
+        inner = width if head_width is None else heads * head_width
+        self.attention_norm = block_norm(norm, width)
+        self.query_key_value = nn.Linear(width, 3 * inner, bias=bias)
+        self.out = nn.Linear(inner, width, bias=bias)
+        self.mlp_norm = block_norm(norm, width)
+        self.widen = nn.Linear(width, 2 * feed_forward if gated else feed_forward, bias=bias)
         self.narrow = nn.Linear(feed_forward, width, bias=bias)
         scales = [None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale)) for _ in range(2)]
         self.attention_scale, self.mlp_scale = scales
@@ -43,7 +78,13 @@ class AttentionBlock(nn.Module):
         query, key, value = self._heads(self.query_key_value(self.attention_norm(x)), rotary)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         x = self._add(x, self.out(attended.transpose(1, 2).flatten(2)), self.attention_scale)
-        return self._add(x, self.narrow(F.gelu(self.widen(self.mlp_norm(x)))), self.mlp_scale)
+        inner = self.widen(self.mlp_norm(x))
+        if self.gated:
+            gate, up = inner.chunk(2, dim=-1)
+            inner = F.silu(gate) * up
+        else:
+            inner = F.gelu(inner)
+        return self._add(x, self.narrow(inner), self.mlp_scale)
 
     def extend(self, x: Tensor, cache: Tensor, places: list[slice], new: slice, bias: Tensor, rotary: Rotary) -> Tensor:
         """`forward` of blocks of positions after earlier ones, without gradients. The bits of a block do not depend on
@@ -59,18 +100,24 @@ class AttentionBlock(nn.Module):
         Returns:
             [N, T, width]; only those of the new positions have a meaning.
         """
-        query, key, value = self._heads(_rows(self.query_key_value, self.attention_norm(x)), rotary)
+        query, key, value = self._heads(linear_rows(self.query_key_value, self.attention_norm(x)), rotary)
         attended = torch.empty_like(query)
         for number, place in enumerate(places):
             cache[0, :, place][:, new] = key[number][:, new]
             cache[1, :, place][:, new] = value[number][:, new]
             one = query[number][None]
             attended[number] = F.scaled_dot_product_attention(one, cache[:1], cache[1:], attn_mask=bias[number])[0]
-        x = self._add(x, _rows(self.out, attended.transpose(1, 2).flatten(2)), self.attention_scale)
-        inner = _rows(self.widen, self.mlp_norm(x))
-        for block in inner:
-            torch.ops.aten.gelu.out(block, out=block)
-        return self._add(x, _rows(self.narrow, inner), self.mlp_scale)
+        x = self._add(x, linear_rows(self.out, attended.transpose(1, 2).flatten(2)), self.attention_scale)
+        inner = linear_rows(self.widen, self.mlp_norm(x))
+        if self.gated:
+            gate, up = (part.contiguous() for part in inner.chunk(2, dim=-1))
+            for block in gate:
+                F.silu(block, inplace=True)
+            inner = gate.mul_(up)
+        else:
+            for block in inner:
+                torch.ops.aten.gelu.out(block, out=block)
+        return self._add(x, linear_rows(self.narrow, inner), self.mlp_scale)
 
     def _heads(self, projected: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, 3 * width] -> queries, keys and values [B, H, T, E]."""
@@ -82,7 +129,7 @@ class AttentionBlock(nn.Module):
         return x + (change if scale is None else scale * change)
 
 
-def _rows(layer: nn.Linear, x: Tensor) -> Tensor:
+def linear_rows(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer of N blocks of rows, [N, T, inputs] -> [N, T, outputs]."""
     y = x.new_zeros(x.shape[0] * x.shape[1], layer.out_features)
     if layer.bias is not None:

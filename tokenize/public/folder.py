@@ -13,13 +13,13 @@ from .checkpoint import PICKLE_ENDINGS, Checkpoint, open_checkpoint, pickle_file
 
 WEIGHTS_KEY = "transformers_weights"
 """Key of config.json that names the file of weights, or the index of the files."""
-STRIDES = ("upsampling_ratios", "downsampling_ratios", "encoder_rates", "decoder_rates", "ratios")
+STRIDES = ("upsampling_ratios", "upsample_rates", "downsampling_ratios", "encoder_rates", "decoder_rates", "ratios")
 """Keys of the strides of a network."""
 LIMIT = 1 << 20
 """Largest whole number of a config for which RANGES has no range."""
 _HERTZ, _LAYERS, _STRIDE, _FRAMES = (1, 1_000_000), (1, 256), (1, 4096), (1, 65536)
 RANGES = {
-    **dict.fromkeys(("sampling_rate", "sample_rate"), _HERTZ),
+    **dict.fromkeys(("sampling_rate", "sample_rate", "input_sample_rate", "output_sample_rate"), _HERTZ),
     **dict.fromkeys(("num_residual_layers", "n_residual_layers", "num_hidden_layers", "num_layers"), _LAYERS),
     **dict.fromkeys(("num_lstm_layers", "lstm", "flatten_first", "empty_initial", "delays"), (0, 64)),
     "num_heads": (0, 4096),

@@ -94,8 +94,8 @@ class MimiNames:
     """Prefixes of the semantic and the acoustic quantizer."""
     book: str
     """Prefix of a level's codebook, after that of its quantizer."""
-    codebook: tuple[str, str, str]
-    """Sum of a code's vectors, their count, and whether the codebook is initialized."""
+    codebook: tuple[str, str, str | None]
+    """Sum of a code's vectors, their count, and whether the codebook is initialized, if that is stored."""
 
 
 def _block(theirs: str, heads: int, width: int) -> dict[str, Term]:
@@ -292,29 +292,58 @@ def mimi_tensor_map(
     encoder, decoder = config.encoder, config.decoder
     assert isinstance(encoder, SEANetConfig) and isinstance(decoder, SEANetConfig)
     terms = seanet_terms(tokenizer_shapes(config), encoder, decoder, plain_weight, names.seanet, prefix)
-    terms["encoder.bottleneck.down.0.conv.weight"] = Source(prefix + names.down)
-    terms["decoder.bottleneck.up.0.conv.weight"] = Source(prefix + names.up)
-    for side in ("encoder", "decoder"):
-        for number in range(encoder.bottleneck.layers):
-            theirs = prefix + names.blocks.format(side=side, number=number)
-            for name, term in names.block(theirs, encoder.bottleneck.heads, config.latent_dim).items():
-                terms[f"{side}.bottleneck.transformer.blocks.{number}.{name}"] = term
-    unused: dict[str, Unused] = {}
-    levels = quantizer_levels(config)
-    for number, (branch, part) in enumerate(zip(BRANCHES, names.parts, strict=True)):
-        found, left_out = _quantizer(config, branch, prefix + part, levels[number], (held or levels)[number], names)
-        terms, unused = terms | found, unused | left_out
-    return TensorMap(terms, unused)
-
-
-def _quantizer(
-    config: AudioTokenizerConfig, branch: str, theirs: str, levels: int, held: int, names: MimiNames
-) -> tuple[dict[str, Term], dict[str, Unused]]:
-    """Terms of one of the two quantizers, and what else the file has of it."""
+    terms |= bottleneck_terms("encoder", encoder, config.latent_dim, names, prefix)
+    terms |= bottleneck_terms("decoder", decoder, config.latent_dim, names, prefix)
     assert isinstance(config.quantizer, BranchesConfig)
-    semantic = config.quantizer.branches["semantic"].quantizer
-    projected, ours = isinstance(semantic, ProjectConfig), f"quantizer.branches.{branch}."
-    dim, width = config.latent_dim, semantic.dim if isinstance(semantic, ProjectConfig) else config.latent_dim
+    found, unused = branches_terms(config.quantizer, config.latent_dim, names, held, "quantizer.", prefix)
+    return TensorMap(terms | found, unused)
+
+
+def bottleneck_terms(
+    side: Literal["encoder", "decoder"], part: SEANetConfig, width: int, names: MimiNames, prefix: str = ""
+) -> dict[str, Term]:
+    """Terms of the transformer and the change of frame rate of one side."""
+    ours = f"{side}.bottleneck."
+    if side == "encoder":
+        terms: dict[str, Term] = {f"{ours}down.0.conv.weight": Source(prefix + names.down)}
+    else:
+        terms = {f"{ours}up.0.conv.weight": Source(prefix + names.up)}
+    for number in range(part.bottleneck.layers):
+        theirs = prefix + names.blocks.format(side=side, number=number)
+        for name, term in names.block(theirs, part.bottleneck.heads, width).items():
+            terms[f"{ours}transformer.blocks.{number}.{name}"] = term
+    return terms
+
+
+def branches_terms(
+    quantizer: BranchesConfig, dim: int, names: MimiNames, held: list[int] | None = None, ours: str = "", prefix=""
+) -> tuple[dict[str, Term], dict[str, Unused]]:
+    """Terms of the two quantizers of latents of width `dim`, and what else the file has of them. ours: prefix of our
+    names; held, prefix: as for `mimi_tensor_map`."""
+    terms: dict[str, Term] = {}
+    unused: dict[str, Unused] = {}
+    levels = quantizer_levels(quantizer)
+    for number, (branch, part) in enumerate(zip(BRANCHES, names.parts, strict=True)):
+        found, left_out = _branch(
+            quantizer, dim, branch, (ours, prefix + part), levels[number], (held or levels)[number], names
+        )
+        terms, unused = terms | found, unused | left_out
+    return terms, unused
+
+
+def _branch(
+    quantizer: BranchesConfig,
+    dim: int,
+    branch: str,
+    prefixes: tuple[str, str],
+    levels: int,
+    held: int,
+    names: MimiNames,
+) -> tuple[dict[str, Term], dict[str, Unused]]:
+    """Terms of one of the two quantizers, and what else the file has of it. prefixes: ours and theirs."""
+    semantic = quantizer.branches["semantic"].quantizer
+    projected, ours, theirs = isinstance(semantic, ProjectConfig), f"{prefixes[0]}branches.{branch}.", prefixes[1]
+    width = semantic.dim if isinstance(semantic, ProjectConfig) else dim
     terms: dict[str, Term] = {}
     unused: dict[str, Unused] = {}
     if projected:
@@ -329,22 +358,23 @@ def _quantizer(
         ours += "inner."
     size = codebook_size(semantic)
     for k in range(held):
-        total, count, started = (theirs + names.book.format(k) + name for name in names.codebook)
+        total, count, started = (name and theirs + names.book.format(k) + name for name in names.codebook)
+        assert total and count
         if k < levels:
             number = "" if branch == "semantic" and levels == 1 else f"levels.{k}."
             terms |= codebook_terms(f"{ours}{number}codebook", Quotient(total, count, 1e-5))
         else:
             unused |= {total: Unused((size, width)), count: Unused((size,), 1.0)}
-        unused[started] = Unused((1,), 1.0)
+        if started:
+            unused[started] = Unused((1,), 1.0)
     return terms, unused
 
 
-def quantizer_levels(config: AudioTokenizerConfig) -> list[int]:
-    """Semantic and acoustic levels of a config."""
-    assert isinstance(config.quantizer, BranchesConfig)
+def quantizer_levels(quantizer: BranchesConfig) -> list[int]:
+    """Semantic and acoustic levels of a quantizer."""
     levels = []
     for name in BRANCHES:
-        branch = config.quantizer.branches.get(name)
+        branch = quantizer.branches.get(name)
         inner = None if branch is None else branch.quantizer
         inner = inner.quantizer if isinstance(inner, ProjectConfig) else inner
         levels.append(0 if inner is None else inner.levels if isinstance(inner, ResidualConfig) else 1)
@@ -388,7 +418,7 @@ def describe_mimi(layout: str, config: Any) -> tuple[dict[str, Any], list[int]]:
     encoder, quantizer = seanet_encoder(layout, config), config.quantizer
     if not isinstance(quantizer, BranchesConfig) or quantizer.branches.keys() != set(BRANCHES):
         raise CannotWrite(f"{layout}'s layout holds a quantizer of two branches, semantic and acoustic")
-    semantic, levels = quantizer.branches["semantic"].quantizer, quantizer_levels(config)
+    semantic, levels = quantizer.branches["semantic"].quantizer, quantizer_levels(quantizer)
     try:
         size = codebook_size(semantic)
     except AttributeError:

@@ -36,6 +36,7 @@ from .images.titok import is_titok, read_titok, write_titok
 from .images.var_vq import is_var_vq, read_var_vq, write_var_vq
 from .mimi import is_mimi, read_mimi, write_mimi
 from .moshi import is_moshi, read_moshi, write_moshi
+from .qwen3_tts_tokenizer import is_qwen3_tts_tokenizer, read_qwen3_tts_tokenizer, write_qwen3_tts_tokenizer
 from .snac import is_snac, read_snac, write_snac
 from .tensor_map import CannotWrite
 
@@ -67,6 +68,7 @@ PUBLIC_CODECS = {
     "titok": PublicCodec(is_titok, read_titok, write_titok, ()),
     "mimi": PublicCodec(is_mimi, read_mimi, write_mimi),
     "moshi": PublicCodec(is_moshi, read_moshi, write_moshi),
+    "qwen3-tts-tokenizer": PublicCodec(is_qwen3_tts_tokenizer, read_qwen3_tts_tokenizer, write_qwen3_tts_tokenizer),
     "audiocraft": PublicCodec(is_audiocraft, read_audiocraft, write_audiocraft),
     "encodec-package": PublicCodec(is_encodec_package, read_encodec_package, write_encodec_package),
     "transformers": PublicCodec(is_transformers_codec, read_transformers_codec, write_transformers_codec),

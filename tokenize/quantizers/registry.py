@@ -31,6 +31,7 @@ from .combinators.region_routing import RegionsConfig, RegionsQuantizer
 from .combinators.residual import ChainConfig, ChainQuantizer, ResidualConfig, ResidualQuantizer
 from .combinators.rotation_trick import RotationConfig, RotationQuantizer
 from .combinators.strided import StrideConfig, StridedQuantizer
+from .combinators.two_sided import TwoSidedConfig, TwoSidedQuantizer
 from .combinators.variational import GaussianConfig, GaussianQuantizer
 from .fsq import FiniteScalarQuantizer, FSQConfig
 from .identity import IdentityConfig, IdentityQuantizer
@@ -53,7 +54,7 @@ LeafConfig = (
     | SharedIndexConfig
     | IdentityConfig
 )
-CombinatorConfig = ResidualConfig | ChainConfig | GroupConfig | BranchesConfig | ScalesConfig
+CombinatorConfig = ResidualConfig | ChainConfig | GroupConfig | BranchesConfig | ScalesConfig | TwoSidedConfig
 WrapperConfig = (
     ProjectConfig
     | StrideConfig
@@ -85,6 +86,7 @@ COMBINATORS = {
     "group": GroupQuantizer,
     "branches": BranchesQuantizer,
     "scales": ScalesQuantizer,
+    "two_sided": TwoSidedQuantizer,
     "project": ProjectedQuantizer,
     "stride": StridedQuantizer,
     "regions": RegionsQuantizer,
@@ -96,7 +98,7 @@ COMBINATORS = {
 }
 
 # Combinators may contain any member of the union, which did not exist yet when they were defined.
-_tree = (ResidualConfig, ChainConfig, GroupConfig, BranchConfig, BranchesConfig, ScalesConfig)
+_tree = (ResidualConfig, ChainConfig, GroupConfig, BranchConfig, BranchesConfig, ScalesConfig, TwoSidedConfig)
 _around = (ProjectConfig, StrideConfig, RegionsConfig, RotationConfig, SkipConfig, TailConfig, GaussianConfig)
 for _part in (*_tree, *_around, HaltingConfig):
     _part.model_rebuild(_types_namespace={"QuantizerConfig": QuantizerConfig})
@@ -153,6 +155,7 @@ __all__ = [
     "StrideConfig",
     "StructuralConfig",
     "TailConfig",
+    "TwoSidedConfig",
     "VQConfig",
     "make_quantizer",
     "pack_codes",

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from ...tokenize.audio.stft import frame_signal, mel_filters
+from ...tokenize.layers.stft import frame_signal, mel_filters
 
 SAMPLE_RATE = 16_000
 """Hz; recordings are resampled to it."""

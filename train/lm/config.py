@@ -201,6 +201,11 @@ class TrainConfig(Config):
                 f"data.prompt.min_frames is {self.data.prompt.min_frames}, but the condition codes of lm.conditions "
                 f"reads at most {longest} (its max_frames); lower min_frames or raise max_frames"
             )
+        if "dual_track" in kinds:
+            raise ValueError(
+                "lm.conditions: shards hold no tracks for the condition dual_track; train such a model from Python, or "
+                "leave it out"
+            )
         if "melody" in kinds:
             raise ValueError(
                 "lm.conditions: shards hold no melodies for the condition melody; train such a model from Python, or "

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...tokenize.audio import stft
+from ...tokenize.layers import stft
 
 mel_filters = lru_cache(stft.mel_filters)
 """Cached stft.mel_filters; losses request the same filters in every step."""
