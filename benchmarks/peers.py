@@ -12,8 +12,8 @@ Random weights of the published shapes, saved by the other library's own class a
                     in the other ratio
              load   the time to open the saved folder, each side in its own process, after its imports, files in the
                     page cache
-             first  the time to open it and to encode and decode 1 s of audio, in such a process: both sides map the
-                    file and put off a part of the work until weights are used
+             first  the time to open it and to encode and decode 1 s of audio, or to generate 1 s of music, in such a
+                    process: both sides map the file and put off a part of the work until weights are used
              memory the peak resident memory of such a process after encoding and decoding all the audio
 
 Settings are the best of the other side that were found: transformers in float32 (codecs have no faster dtype on a CPU:
@@ -42,6 +42,7 @@ from torch import Tensor
 import tessera
 
 QUICK_SECONDS = 1.0
+FRESH_WORKS = ("load", "first")
 
 
 @dataclass(frozen=True)
@@ -186,13 +187,18 @@ def compare_codec(name: str, codec: Codec, turns: int, seconds: float, quick: bo
             "decode": (lambda: ours.decode(codes), lambda: codec.decode(theirs, codes)),
         }
         rows = [{"system": name, "work": work, **turns_of(own, other, turns)} for work, (own, other) in works.items()]
-        fresh: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-        for turn in range(turns + 1):
-            for side in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
-                fresh[side].append(in_a_process(name, side, folder, QUICK_SECONDS if turn else seconds, quick))
-    for work in ("load", "first"):
-        rows.append({"system": name, "work": work, **compare_processes(fresh["ours"][1:], fresh["theirs"][1:], work)})
-    own, other = fresh["ours"][0]["peak_mb"], fresh["theirs"][0]["peak_mb"]
+        return rows + rows_of_processes(name, folder, turns, seconds, quick)
+
+
+def rows_of_processes(name: str, folder: Path, turns: int, seconds: float, quick: bool) -> list[dict[str, Any]]:
+    """Rows of what is measured in new processes: the first pair of them for the memory, the others for the times."""
+    fresh: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    for turn in range(turns + 1):
+        for side in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
+            fresh[side].append(in_a_process(name, side, folder, QUICK_SECONDS if turn else seconds, quick))
+    ours, theirs = fresh["ours"], fresh["theirs"]
+    rows = [{"system": name, "work": work, **compare_processes(ours[1:], theirs[1:], work)} for work in FRESH_WORKS]
+    own, other = ours[0]["peak_mb"], theirs[0]["peak_mb"]
     return [*rows, {"system": name, "work": "memory", "ratio": other / own, "ours": own, "theirs": other}]
 
 
@@ -219,7 +225,9 @@ def in_a_process(name: str, side: str, folder: Path, seconds: float, quick: bool
 
 
 def one(name: str, side: str, folder: Path, seconds: float, quick: bool) -> None:
-    """Load, encode and decode once in this process, and print the figures."""
+    """Load, encode and decode (or generate) once in this process, and print the figures."""
+    if name not in CODECS:
+        return one_model(side, folder, quick)
     codec = CODECS[name]
     count = None if quick else codec.codebooks
     if side == "theirs":  # importing is not loading
@@ -241,6 +249,18 @@ def one(name: str, side: str, folder: Path, seconds: float, quick: bool) -> None
     print(json.dumps(found | {"peak_mb": peak_memory()}))
 
 
+def one_model(side: str, folder: Path, quick: bool) -> None:
+    """As `one`, of the folder of MusicGen."""
+    whole = import_module("musicgen_whole")
+    whole.import_side(side)
+    start, used = time.perf_counter(), time.process_time()
+    model = whole.open_side(side, folder)
+    found = {"load_s": time.perf_counter() - start, "load_cpu_s": time.process_time() - used}
+    whole.make_music(side, model, quick)
+    found |= {"first_s": time.perf_counter() - start, "first_cpu_s": time.process_time() - used}
+    print(json.dumps(found | {"peak_mb": peak_memory()}))
+
+
 def peak_memory() -> float:
     """Peak resident memory of this process in MiB. Linux's ru_maxrss would include the parent's, from before exec."""
     status = Path("/proc/self/status").read_text("utf-8")
@@ -252,11 +272,19 @@ def compare_generation(turns: int, quick: bool) -> list[dict[str, Any]]:
     musicgen = import_module("musicgen")
     sizes = {"frames": 10, "layers": 1} if quick else {}
     found = musicgen.compare(torch.device("cpu"), batches=(1, 4), turns=turns, budget=120.0, **sizes)
-    return [
+    rows = [
         {"system": "musicgen-small", "work": f"generate {row['name'].split()[-1]} batch {row['batch']}", **row}
         for row in found["rows"]
         if row.get("ratio") is not None
     ]
+    return rows + compare_musicgen_folder(turns, quick)
+
+
+def compare_musicgen_folder(turns: int, quick: bool) -> list[dict[str, Any]]:
+    """Rows of opening the whole folder, from benchmarks/musicgen_whole.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        import_module("musicgen_whole").make_folder(Path(folder), quick)
+        return rows_of_processes("musicgen-small", Path(folder), turns, 0.0, quick)
 
 
 def compare_csm(turns: int, quick: bool) -> list[dict[str, Any]]:
