@@ -1,6 +1,6 @@
 """CSM-1B's shape with random weights: our generation beside that of transformers, turn by turn in one run.
 
-    python benchmarks/csm.py [--threads 2] [--turns 3] [--frames 12] [--batches 1 4] [--json FILE]
+    python benchmarks/csm.py [--threads 2] [--turns 3] [--frames 16] [--batches 1 4] [--json FILE]
     python benchmarks/csm.py --quick            tiny shapes: whether it runs
 
 benchmarks/peers.py prints these rows as well. Both sides open the folder that transformers saved, in bfloat16, read a
@@ -157,7 +157,7 @@ def check_equal() -> None:
 def compare(
     batches: tuple[int, ...] = (1, 4),
     turns: int = 3,
-    frames: int = 12,
+    frames: int = 16,
     quick: bool = False,
     kinds: tuple[str, ...] = KINDS,
 ) -> list[dict[str, Any]]:
@@ -222,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--kinds", nargs="*", default=KINDS)
     parser.add_argument("--quick", action="store_true", help="tiny shapes")

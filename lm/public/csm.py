@@ -26,7 +26,7 @@ import torch
 from ...configs.files import read_json, write_atomic, write_json, write_safetensors
 from ...configs.schema import make_config
 from ...tokenize.base import Tokenizer
-from ...tokenize.public.folder import PublicFolder
+from ...tokenize.public.folder import PublicFolder, typed_values
 from ...tokenize.public.mimi import mimi_part, mimi_part_config, read_mimi_part
 from ...tokenize.public.tensor_map import Concat, Constant, Part, Source, TensorMap, Term, Transposed, Unused, View
 from ...tokenize.spec import AudioGeometry, TokenSpec
@@ -159,7 +159,8 @@ def read_csm_config(folder: PublicFolder) -> tuple[dict[str, Any], dict[str, Any
     if folder.config.get("model_type") not in MODEL_TYPES:
         raise ValueError(f"{where}: model_type is {folder.config.get('model_type')!r}; supported is {MODEL_TYPES[0]!r}")
     described = folder.values(_without_null(DEFAULTS, folder.config))
-    depth = folder.values(DEPTH_DEFAULTS, DEPTH) if DEPTH in folder.config else dict(DEPTH_DEFAULTS)
+    held = folder.config.get(DEPTH, {})
+    depth = typed_values(held, _without_null(DEPTH_DEFAULTS, held), f"{where}: {DEPTH}")
     codec = folder.values({"codebook_size": 2048, "model_type": "mimi"}, CODEC)
     codes, books = codec["codebook_size"], described["num_codebooks"]
     blocks = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
@@ -187,9 +188,10 @@ def read_csm_config(folder: PublicFolder) -> tuple[dict[str, Any], dict[str, Any
     return described, depth
 
 
-def _without_null(defaults: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
-    """The defaults without those of keys that are null in a config and mean so there."""
-    return defaults | {key: None for key in ("num_key_value_heads",) if key in held and held[key] is None}
+def _without_null(defaults: dict[str, Any], held: Any) -> dict[str, Any]:
+    """The defaults without that of a number of heads that is null in a config: as many as query heads."""
+    key = "num_key_value_heads"
+    return defaults | ({key: None} if isinstance(held, dict) and held.get(key, 1) is None else {})
 
 
 def csm_config(described: dict[str, Any], depth: dict[str, Any], where: str = "config.json") -> LMConfig:

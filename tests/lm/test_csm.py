@@ -193,6 +193,17 @@ def test_training_terms_are_those_of_the_frames_and_the_end_frame(loaded):
         stream.speak(text[1:], codes)
 
 
+def test_null_heads_are_those_of_the_queries(tiny):
+    described = json.loads((tiny[1] / "config.json").read_text())
+    described["num_key_value_heads"] = described["depth_decoder_config"]["num_key_value_heads"] = None
+
+    class Folder(PublicFolder):
+        config = described
+
+    config = csm_config(*read_csm_config(Folder(tiny[1])))
+    assert (config.num_kv_heads, config.head.kv_heads) == (4, 2)  # type: ignore[union-attr]
+
+
 LIES = [
     ({"vocab_size": 2051}, "vocab_size is '2051'; only 19 is supported here"),
     ({"codebook_eos_token_id": 3}, "codebook_eos_token_id is '3'; only 0 is supported"),
