@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..lm.conditioning.dual_track import AUTO, Track, make_track
+from ..lm.conditioning.dual_track import AUTO, DualTrackCondition, Track, make_track
 from ..lm.conditioning.registry import CodesConditionConfig, DualTrackConfig, MelodyConditionConfig
 from ..lm.patterns.text_stream import Turn
 from .parts import Label, ModelParts
@@ -214,7 +214,9 @@ def _heard(
     """What is read of the recording of a voice: the vector of its speaker, and with its words also its codes."""
     if voice is None:
         return None, None
-    encoder = parts.lm.conditions.parts["dual_track"].speaker_encoder
+    condition = parts.lm.conditions.parts["dual_track"]
+    assert isinstance(condition, DualTrackCondition)
+    encoder = condition.speaker_encoder
     if encoder is None:
         raise ValueError(f"'{parts.name}' has no speaker encoder, so it takes no recording of a voice; leave voice out")
     vector = encoder.of(recording_samples(voice, parts.tokenizer, "voice").mean(dim=0))

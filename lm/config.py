@@ -242,8 +242,10 @@ class LMConfig(Config):
     @property
     def text_part(self) -> TextConditionConfig | AlignedConditionConfig | DualTrackConfig | TextStreamConfig | None:
         """The part with a text tokenizer: a condition, or the text stream; None: the model has no text."""
-        kinds = TextConditionConfig | AlignedConditionConfig | DualTrackConfig
-        return self.text_stream or next((c for c in self.conditions if isinstance(c, kinds)), None)
+        for condition in self.conditions:
+            if isinstance(condition, TextConditionConfig | AlignedConditionConfig | DualTrackConfig):
+                return condition
+        return self.text_stream
 
     @property
     def dual_track(self) -> DualTrackConfig | None:

@@ -278,7 +278,7 @@ def _tracks(described: Settings, where: str) -> DualTrackConfig:
     return make_config(
         DualTrackConfig,
         where,
-        text=BPETextConfig(vocab_size=vocab_size, file=WHOLE, max_characters=LONGEST_TEXT),
+        text=BPETextConfig(vocab_size=vocab_size, specials=(), file=WHOLE, max_characters=LONGEST_TEXT),
         vocab_size=vocab_size,
         text_width=talker["text_hidden_size"],
         text_pad=described["tts_pad_token_id"],

@@ -30,7 +30,7 @@ def read_qwen_text(folder: Path, vocab_size: int) -> BPEText:
     Raises:
         FileNotFoundError: its files are missing. ValueError: they are unusable, or have more ids than rows.
     """
-    config = BPETextConfig(vocab_size=vocab_size, file=WHOLE, max_characters=LONGEST_TEXT)
+    config = BPETextConfig(vocab_size=vocab_size, specials=(), file=WHOLE, max_characters=LONGEST_TEXT)
     whole = folder / WHOLE
     if whole.is_file():
         return BPEText(config, _read(whole), str(whole))

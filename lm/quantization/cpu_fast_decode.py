@@ -155,13 +155,17 @@ def prepare_fast_cpu_decode_(lm: LanguageModel) -> LanguageModel:
     """The fastest exact steps on a CPU, in place, for inference: `enable_fast_cpu_decode_`, and for a large model in
     bfloat16 `pack_`, because torch takes twice as long for its products. What is packed cannot be trained any more."""
     for stage in lm.stages:
-        packs = isinstance(stage, TokenLM) and stage.device.type == "cpu" and not cpu_gemv.why_not()
-        matrices = [weight for weight in stage.transformer.parameters() if weight.dim() == 2] if packs else []
-        if packs and not _is_small(stage.transformer) and {weight.dtype for weight in matrices} == {torch.bfloat16}:
+        if isinstance(stage, TokenLM) and stage.device.type == "cpu" and not cpu_gemv.why_not() and _is_large(stage):
             pack_(stage, "bfloat16")
         else:
             enable_fast_cpu_decode_(stage)
     return lm
+
+
+def _is_large(lm: TokenLM) -> bool:
+    """Whether the backbone is too large to be copied, and all its matrices are in bfloat16."""
+    matrices = [weight for weight in lm.transformer.parameters() if weight.dim() == 2]
+    return not _is_small(lm.transformer) and {weight.dtype for weight in matrices} == {torch.bfloat16}
 
 
 def _is_small(part: nn.Module) -> bool:
