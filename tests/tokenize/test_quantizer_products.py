@@ -94,6 +94,7 @@ COMBINATORS = {
     "skip": lambda leaf: {"kind": "skip", "share": 0.4, "quantizer": leaf(DIM)},
     "tail": lambda leaf: {"kind": "tail", "shortest": 2, "quantizer": leaf(DIM)},
     "gaussian": lambda leaf: {"kind": "gaussian", "quantizer": leaf(DIM)},
+    "two-sided": lambda leaf: {"kind": "two_sided", "search": leaf(DIM), "lookup": leaf(DIM)},
     "halting": lambda leaf: {"kind": "halting", "wanted_error": 0.1, "shortest": 2, "quantizer": leaf(DIM)},
 }
 LEAVES = list(leaves())

@@ -40,7 +40,8 @@ from .shards_config import ShardsConfig, choose_items, window_frames
 class Encoder(Protocol):
     """The part of a Tokenizer that is used here."""
 
-    spec: TokenSpec
+    @property
+    def spec(self) -> TokenSpec: ...
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Any: ...
 
