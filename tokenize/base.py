@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +50,7 @@ class Tokenizer:
     net: AudioNet | ImageNet
     quantizer: Any
     """Quantizer; None where another package computes the codes (`TransformersTokenizer`)."""
+    _spec: TokenSpec | None = None
 
     def __init__(
         self,
@@ -70,10 +70,12 @@ class Tokenizer:
         self.geometry: Geometry = self.code_geometry(config, self.quantizer)
         self._described("")  # fails now if it would later
 
-    @cached_property
+    @property
     def spec(self) -> TokenSpec:
         """What codes are valid for: the first use reads all weights, for their fingerprint."""
-        return self._described(fingerprint(self.config, stored_tensors(self.net, self.storage)))
+        if self._spec is None:
+            self._spec = self._described(fingerprint(self.config, stored_tensors(self.net, self.storage)))
+        return self._spec
 
     def _described(self, fingerprint: str) -> TokenSpec:
         return TokenSpec(

@@ -163,7 +163,7 @@ class ClusteredTokenizer(Tokenizer):
         clustering.check(tokenizer.spec)
         self.fine, self.clustering = tokenizer, clustering
         self.config, self.net, self.quantizer = tokenizer.config, tokenizer.net, tokenizer.quantizer
-        self.spec = clustering.spec
+        self._spec = clustering.spec
         self.cardinalities, self.geometry = self.spec.cardinalities, self.spec.geometry
         self.medoids = clustering.medoids(tokenizer.vectors())
 

@@ -250,11 +250,11 @@ def test_what_is_not_used_is_not_prepared(tmp_path):
     def laid_out(side):
         return [not tokenizer.net.get_parameter(name).is_contiguous() for name in weights if name.startswith(side)]
 
-    assert not any(laid_out("encoder.") + laid_out("decoder.")) and "spec" not in vars(tokenizer)
+    assert not any(laid_out("encoder.") + laid_out("decoder.")) and "_spec" not in vars(tokenizer)
     codes = tokenizer.encode(torch.randn(1, 1, tokenizer.config.hop * 3)).codes
-    assert sum(laid_out("encoder.")) > 5 and not any(laid_out("decoder.")) and "spec" not in vars(tokenizer)
+    assert sum(laid_out("encoder.")) > 5 and not any(laid_out("decoder.")) and "_spec" not in vars(tokenizer)
     samples = tokenizer.decode(codes)
-    assert sum(laid_out("decoder.")) > 5 and "spec" not in vars(tokenizer)
+    assert sum(laid_out("decoder.")) > 5 and "_spec" not in vars(tokenizer)
     tokenizer.save(tmp_path / "ours")
     again = load_tokenizer(tmp_path / "ours")
     assert again.spec == tokenizer.spec and torch.equal(again.decode(codes), samples)
