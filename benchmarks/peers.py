@@ -12,7 +12,9 @@ Random weights of the published shapes, saved by the other library's own class a
                     in the other ratio
              load   the time to open the saved folder, each side in its own process, after its imports, files in the
                     page cache
-             memory the peak resident memory of that process after loading, encoding and decoding once
+             first  the time to open it and to encode and decode 1 s of audio, in such a process: both sides map the
+                    file and put off a part of the work until weights are used
+             memory the peak resident memory of such a process after encoding and decoding all the audio
 
 Settings are the best of the other side that were found: transformers in float32 (codecs have no faster dtype on a CPU:
 bfloat16 convolutions are slower), inference mode, attention sdpa; generation in bfloat16 (benchmarks/musicgen.py,
@@ -184,16 +186,33 @@ def compare_codec(name: str, codec: Codec, turns: int, seconds: float, quick: bo
             "decode": (lambda: ours.decode(codes), lambda: codec.decode(theirs, codes)),
         }
         rows = [{"system": name, "work": work, **turns_of(own, other, turns)} for work, (own, other) in works.items()]
-        fresh = {side: in_a_process(name, side, folder, seconds, quick) for side in ("ours", "theirs")}
-    for work, key, digits in (("load", "load_s", 3), ("memory", "peak_mb", 0)):
-        own, other = fresh["ours"][key], fresh["theirs"][key]
-        rows.append({"system": name, "work": work, "ratio": other / own, "ours": round(own, digits), "theirs": other})
-    rows[-2]["cpu"] = fresh["theirs"]["load_cpu_s"] / fresh["ours"]["load_cpu_s"]
-    return rows
+        fresh: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+        for turn in range(turns + 1):
+            for side in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
+                fresh[side].append(in_a_process(name, side, folder, QUICK_SECONDS if turn else seconds, quick))
+    for work in ("load", "first"):
+        rows.append({"system": name, "work": work, **compare_processes(fresh["ours"][1:], fresh["theirs"][1:], work)})
+    own, other = fresh["ours"][0]["peak_mb"], fresh["theirs"][0]["peak_mb"]
+    return [*rows, {"system": name, "work": "memory", "ratio": other / own, "ours": own, "theirs": other}]
+
+
+def compare_processes(ours: list[dict[str, float]], theirs: list[dict[str, float]], work: str) -> dict[str, Any]:
+    """Ratios of the times of processes that ran one after the other."""
+    ratios = {
+        unit: [other[f"{work}_{unit}"] / own[f"{work}_{unit}"] for own, other in zip(ours, theirs, strict=True)]
+        for unit in ("s", "cpu_s")
+    }
+    return {
+        "ours_s": statistics.median(own[f"{work}_s"] for own in ours),
+        "theirs_s": statistics.median(other[f"{work}_s"] for other in theirs),
+        "ratio": statistics.median(ratios["s"]),
+        "spread": [min(ratios["s"]), max(ratios["s"])],
+        "cpu": statistics.median(ratios["cpu_s"]),
+    }
 
 
 def in_a_process(name: str, side: str, folder: Path, seconds: float, quick: bool) -> dict[str, float]:
-    """Load time and peak memory of one side in a new process."""
+    """Times and peak memory of one side in a new process."""
     command = [sys.executable, __file__, "--one", name, side, str(folder), *(["--quick"] if quick else [])]
     command += ["--threads", str(torch.get_num_threads()), "--seconds", str(seconds)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
@@ -209,7 +228,7 @@ def one(name: str, side: str, folder: Path, seconds: float, quick: bool) -> None
         import_module("tessera.tokenize.tokenizer")
     start, used = time.perf_counter(), time.process_time()
     model: Any = open_theirs(codec, folder) if side == "theirs" else tessera.load_tokenizer(folder, count)
-    loaded, used = time.perf_counter() - start, time.process_time() - used
+    found = {"load_s": time.perf_counter() - start, "load_cpu_s": time.process_time() - used}
     with torch.inference_mode():
         if side == "theirs":
             config = model.config
@@ -218,7 +237,8 @@ def one(name: str, side: str, folder: Path, seconds: float, quick: bool) -> None
         else:
             media = media_of(model.config.sample_rate, model.config.channels, seconds)
             model.decode(model.encode(media).codes)
-    print(json.dumps({"load_s": loaded, "load_cpu_s": used, "peak_mb": peak_memory()}))
+    found |= {"first_s": time.perf_counter() - start, "first_cpu_s": time.process_time() - used}
+    print(json.dumps(found | {"peak_mb": peak_memory()}))
 
 
 def peak_memory() -> float:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -284,11 +284,21 @@ def read_header(path: str | Path, max_header: int = MAX_HEADER_BYTES, max_tensor
         return _read_header(path, file, max_header, max_tensors, None)
 
 
-def read_entries(path: Path, header: TensorHeader, names: Iterable[str]) -> dict[str, Tensor]:
-    """Read some tensors of a safetensors file whose header was read before; DamagedFile if the file has become
-    shorter since."""
-    with open(path, "rb") as file:
-        return {name: _read_tensor(path, file, header.tensors[name], None) for name in names}
+def map_file(path: Path, header: TensorHeader) -> Tensor:
+    """The bytes of a safetensors file whose header was read before, mapped into memory: read when they are used, and
+    never written. [size] uint8; DamagedFile if the file has become shorter since."""
+    size = max((entry.start + entry.size for entry in header.tensors.values()), default=0)
+    if path.stat().st_size < size:
+        raise DamagedFile(f"{path}: was truncated while it was read; {COPY_AGAIN}")
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+
+
+def mapped_tensor(mapped: Tensor, entry: TensorEntry) -> Tensor:
+    """A tensor of a mapped file, without a copy if its place in the file allows it; changes do not reach the file."""
+    part = mapped[entry.start : entry.start + entry.size]
+    if entry.start % entry.dtype.itemsize:
+        part = part.clone()
+    return part.view(entry.dtype).view(entry.shape)
 
 
 def check_sha256(path: Path, found: str, wanted: str | None, advice: str = COPY_AGAIN) -> None:

@@ -16,7 +16,7 @@ from ..lm.checkpoints.weights_file import StorageName, check_dtype
 from ..lm.device import choose_device
 from ..lm.public.registry import load_public_model, recognize_model
 from ..lm.public.unknown import describe_known
-from ..lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
+from ..lm.quantization.cpu_fast_decode import prepare_fast_cpu_decode_
 from ..lm.quantization.packed_linear import WeightsName
 from ..tokenize.bundled import bundled_model, bundled_models, shipped_path
 from .model import Model
@@ -38,7 +38,7 @@ def load(
         device: "auto": the first CUDA device if there is one, otherwise the CPU.
         dtype: storage and compute type of the language model.
         weights: storage of its matrices, "float32", "bfloat16", "int8" or "int4"; fewer bits make generation faster
-            (see lm/quantization/packed_linear.py). None: dtype, and small models use a fast path on the CPU
+            (see lm/quantization/packed_linear.py). None: dtype, with the fastest exact steps on a CPU
             (lm/quantization/cpu_fast_decode.py).
         lexicon: a file with a word, a tab and its phonemes on each line, for models that speak phonemes; added to the
             model's own.
@@ -58,7 +58,7 @@ def load(
         loaded = load_public_model(folder, where, dtype, weights)
     else:
         loaded = load_model(folder, where, dtype, weights)
-    lm = loaded.lm if weights else enable_fast_cpu_decode_(loaded.lm)
+    lm = loaded.lm if weights else prepare_fast_cpu_decode_(loaded.lm)
     text = loaded.text
     if lexicon is not None:
         check_path(lexicon, "lexicon")

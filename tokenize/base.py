@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,11 +65,22 @@ class Tokenizer:
         self.quantizer.freeze()
         self.scales = self.quantizer if isinstance(self.quantizer, ScalesQuantizer) else None
         """The quantizer if it is multi-scale: its scales are then concatenated as frames of one codebook."""
-        self.spec = TokenSpec(
-            name=config.name,
-            cardinalities=tuple(self.quantizer.cardinalities[: 1 if self.scales else None]),
-            geometry=self.code_geometry(config, self.quantizer),
-            fingerprint=fingerprint(config, stored_tensors(net, storage)),
+        self.cardinalities: tuple[int, ...] = tuple(self.quantizer.cardinalities[: 1 if self.scales else None])
+        """Number of codes of each codebook."""
+        self.geometry: Geometry = self.code_geometry(config, self.quantizer)
+        self._described("")  # fails now if it would later
+
+    @cached_property
+    def spec(self) -> TokenSpec:
+        """What codes are valid for: the first use reads all weights, for their fingerprint."""
+        return self._described(fingerprint(self.config, stored_tensors(self.net, self.storage)))
+
+    def _described(self, fingerprint: str) -> TokenSpec:
+        return TokenSpec(
+            name=self.config.name,
+            cardinalities=self.cardinalities,
+            geometry=self.geometry,
+            fingerprint=fingerprint,
         )
 
     @staticmethod
@@ -138,7 +150,7 @@ class Tokenizer:
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise ValueError unless codes are [B, K, T] long in range; -1 stands for a dropped level."""
-        expected = self.spec.num_codebooks
+        expected = len(self.cardinalities)
         if codes.dim() != 3 or codes.dtype != torch.long:
             raise ValueError(f"codes must be long [B, K, T], found {codes.dtype} {list(codes.shape)}")
         if codes.shape[1] != expected:
@@ -146,11 +158,11 @@ class Tokenizer:
                 f"codes have {codes.shape[1]} codebooks but the tokenizer '{self.spec.name}' has {expected}; "
                 f"pass all of them"
             )
-        sizes = torch.tensor(self.spec.cardinalities, device=codes.device)[:, None]
+        sizes = torch.tensor(self.cardinalities, device=codes.device)[:, None]
         if codes.numel() and bool(((codes >= sizes) | (codes < -1)).any()):
             raise ValueError(
                 f"codes range from {int(codes.min())} to {int(codes.max())}, tokenizer '{self.spec.name}' has "
-                f"{list(self.spec.cardinalities)} codes"
+                f"{list(self.cardinalities)} codes"
             )
 
     def save(self, folder: str | Path) -> None:

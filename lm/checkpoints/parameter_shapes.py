@@ -10,6 +10,7 @@ import torch
 
 from ...configs.schema import ConfigError
 from ...tokenize.layers.parameter_budget import Budget
+from ...tokenize.layers.unfilled import Unfilled
 from ...tokenize.spec import TokenSpec
 from ..config import LMConfig
 from ..models.causal import TokenLM
@@ -36,6 +37,6 @@ def parameter_shapes(
         vectors = torch.zeros(1, 1, code_width, device="cpu").expand(
             spec.num_codebooks, max(spec.cardinalities), code_width
         )
-    with torch.device("meta"), budget or nullcontext():
+    with torch.device("meta"), Unfilled(), budget or nullcontext():
         model = make(config, spec, vectors)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

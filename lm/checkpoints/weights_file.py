@@ -13,6 +13,7 @@ from torch import Tensor
 from ...configs.files import read_header, read_safetensors
 from ...configs.tensor_checks import WeightsError, check_tensors
 from ...tokenize.layers.parameter_budget import Budget
+from ...tokenize.layers.unfilled import Unfilled
 from ...tokenize.spec import TokenSpec
 from ..config import LMConfig
 from ..models.base import LanguageModel
@@ -76,7 +77,7 @@ def lm_of_tensors(
     """Build a model in eval mode from tensors whose names and shapes were checked; errors name the file at `path`."""
     target = check_dtype(dtype)
     # Built on the meta device, then given the file's tensors: nothing is initialized in vain.
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         lm = make(config, spec, vectors)
     lm.load_state_dict(
         {name: _readable(tensor, name, path).to(device, target) for name, tensor in tensors.items()}, assign=True

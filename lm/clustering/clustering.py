@@ -164,6 +164,7 @@ class ClusteredTokenizer(Tokenizer):
         self.fine, self.clustering = tokenizer, clustering
         self.config, self.net, self.quantizer = tokenizer.config, tokenizer.net, tokenizer.quantizer
         self.spec = clustering.spec
+        self.cardinalities, self.geometry = self.spec.cardinalities, self.spec.geometry
         self.medoids = clustering.medoids(tokenizer.vectors())
 
     def encode(self, media: Tensor, lengths: Tensor | None = None) -> Encoded:

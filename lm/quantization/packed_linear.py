@@ -28,6 +28,7 @@ from ..heads.text_stream import StreamHead
 from ..kernels import cpu_gemv, triton_fused_block
 from ..kernels.cpu_fused_block import fuse, fuse_all
 from ..kernels.cpu_gemv import gemv_linear
+from ..kernels.huge_pages import on_huge_pages
 from ..layers.attention_layers import CrossAttention, SelfAttention
 from ..layers.transformer import Transformer
 from ..ops.linear import Linear, linear
@@ -153,7 +154,8 @@ class PackedLinear(nn.Module):
             numbers = weight.to(getattr(torch, kind))
         if kind != "int4" and self.tiles:
             numbers = cpu_gemv.tiled(numbers)
-        self.register_buffer("numbers", numbers.contiguous(), persistent=False)
+        numbers = numbers.contiguous()
+        self.register_buffer("numbers", on_huge_pages(numbers) if self.tiles else numbers, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().float(), persistent=False)
         self._described: cpu_gemv.Matrix | None = None

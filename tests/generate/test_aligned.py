@@ -55,6 +55,7 @@ def check_spoken(found, rows):
             assert count >= 1 or unit in TEXT.silent, f"unit {TEXT.symbols[unit]} was skipped"
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_every_unit_is_spoken_once_and_in_order(arrangement, head):
@@ -98,6 +99,7 @@ def test_a_row_is_the_same_in_any_company(rules):
     assert exact.codes.equal(whole.codes) and exact.units.equal(whole.units)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("cache", [None, "int8", {"kind": "ring", "window": 4}], ids=str)
 @pytest.mark.parametrize("arrangement", ["delay", "flat", "flatten first"])
 def test_steps_on_tensors_only_make_the_same_codes(arrangement, cache, monkeypatch):

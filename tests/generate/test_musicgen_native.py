@@ -109,6 +109,7 @@ def test_from_one_layout_into_the_other_and_back(both, tmp_path):
     assert tessera.load(back, device="cpu").defaults == tessera.load(native, device="cpu").defaults
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_stereo(rows, tmp_path):
     model = make_composite(seed=3, books=8, channels=2)

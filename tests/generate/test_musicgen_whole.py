@@ -141,6 +141,7 @@ def test_written_back_it_is_read_by_transformers(whole, converted, tmp_path, mon
         torch.testing.assert_close(tensor, tessera.load(converted, device="cpu").tokenizer.net.state_dict()[name])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_stereo_is_two_streams_of_one_codec(rows, tmp_path, monkeypatch):
     theirs_ = make_composite(seed=3, books=8, channels=2)

@@ -50,6 +50,7 @@ def test_texts_give_the_codes_and_samples_of_the_package(name):
     check_clips(tessera.load(TINY / name, device="cpu"), name)
 
 
+@pytest.mark.sample(1)
 def test_converted_and_written_back(converted, back):
     for folder in (converted, back):
         check_clips(tessera.load(folder, device="cpu"), back.name)

@@ -25,7 +25,7 @@ from tessera.lm.models.causal import TokenLM
 from tessera.lm.models.coarse_to_fine import CoarseToFine
 from tessera.lm.models.masked import MaskedConfig, MaskedLM
 from tessera.lm.quantization import cpu_fast_decode
-from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
+from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_, prepare_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import PackedLinear
 from tessera.tokenize.bundled import bundled_models
 
@@ -100,6 +100,21 @@ def test_large_models_and_models_of_many_rows_are_left_alone(monkeypatch):
     assert enable_fast_cpu_decode_(lm).transformer.fused is None
     monkeypatch.setattr(cpu_fast_decode, "MAX_BYTES", cpu_fast_decode.MAX_BYTES + 1)
     assert enable_fast_cpu_decode_(lm).transformer.fused is not None
+
+
+@torch.no_grad()
+def test_large_models_in_bfloat16_are_packed(monkeypatch):
+    config, lm = make_lm(CROSS)
+    monkeypatch.setattr(cpu_fast_decode, "MAX_BYTES", 1)
+    codes, conditions = make_codes(3, 6), make_conditions(config, 3)
+    exact = steps(lm, codes, conditions)
+    assert prepare_fast_cpu_decode_(lm) is lm and lm.transformer.fused is None and lm.head.weight is not None
+    plain = steps(lm.bfloat16(), codes, conditions)
+    prepare_fast_cpu_decode_(lm)
+    assert lm.transformer.fused is not None and lm.head.weight is None
+    found = steps(lm, codes, conditions)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - exact).square().mean() < 1.5 * (plain.float() - exact).square().mean()
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Weights at rest: what the kernels compute against float64, what quantizing loses, models with packed layers."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from tessera.lm.attention.sdpa import sdpa
 from tessera.lm.checkpoints.model_directory import load_model, save_model
 from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.kernels import cpu_gemv
+from tessera.lm.kernels.huge_pages import HUGE, on_huge_pages
 from tessera.lm.ops.rotary import TimeRopeConfig
 from tessera.lm.quantization.packed_linear import (
     PackedLinear,
@@ -285,3 +288,17 @@ def test_attention_that_goes_elsewhere(changed):
         mask = torch.ones(2, 4, 1, 9, dtype=torch.bool)
     assert not cpu_gemv.can_attend(queries, keys, keys, mask)
     assert torch.equal(sdpa_or_gemv(queries, keys, keys, mask, False), sdpa(queries, keys, keys, mask, False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.uint8])
+def test_memory_of_huge_pages(dtype):
+    tensor = (torch.randn(1537, 1 << 11) * 9).to(dtype)
+    moved = on_huge_pages(tensor)
+    assert torch.equal(moved, tensor) and moved.dtype == dtype and moved.is_contiguous()
+    assert moved.data_ptr() % HUGE == 0 or moved is tensor
+    kept = copy.deepcopy(moved)
+    del tensor
+    moved.zero_()  # it may be written to, and copies are apart
+    assert not moved.any() and kept.any()
+    small = torch.zeros(100, dtype=dtype)
+    assert on_huge_pages(small) is small

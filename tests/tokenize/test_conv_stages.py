@@ -22,12 +22,11 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32; products add up in another orde
 CHUNKS = (1, 2, 5, 16, 33)
 
 
-def random_stack(rng, padding, ragged):
-    """Layers as in the codecs, none of which looks ahead: 4 steps a frame come in. Channels are even, so that several
-    blocks run at once."""
+def random_stack(rng, padding, ragged, causal=True):
+    """Layers as in the codecs: 4 steps a frame come in. Channels are even, so that several blocks run at once."""
 
     def conv(inputs, outputs, kernel, stride=1, dilation=1):
-        return PaddedConv(inputs, outputs, kernel, stride, dilation, True, padding, ragged=ragged)
+        return PaddedConv(inputs, outputs, kernel, stride, dilation, causal, padding, ragged=ragged)
 
     def activation(width):
         return Pointwise(rng.choice([nn.ELU(), nn.Tanh(), nn.Hardtanh(), Snake(width), SnakeBeta(width)]))
@@ -46,7 +45,9 @@ def random_stack(rng, padding, ragged):
     ]
     if not ragged:  # that is of encoders, which have no higher rate than that of their input
         depthwise = rng.random() < 0.3
-        layers.append(PaddedTranspose(6, 6 if depthwise else 4, rng.randint(2, 5), True, groups=6 if depthwise else 1))
+        stride, short = rng.randint(2, 5), not causal and rng.random() < 0.5
+        groups = 6 if depthwise else 1
+        layers.append(PaddedTranspose(6, 6 if depthwise else 4, stride, causal, groups=groups, short=short))
         layers.append(conv(6 if depthwise else 4, 4, rng.choice([1, 3])))
         layers += [residual() for _ in range(rng.randint(0, 2))]
         if rng.random() < 0.4:  # the block of `code2wav`
@@ -103,20 +104,59 @@ def test_a_stack_with_a_state_equals_one_pass_over_everything(seed, padding):
             assert torch.equal(streamed(stages, chunk, pieces, tail), whole)
 
 
+@pytest.mark.parametrize("seed", range(24))
 @torch.no_grad()
-def test_what_looks_ahead_runs_in_windows():
+def test_a_stack_that_looks_ahead_equals_one_pass_over_everything(seed):
+    """Its results are late, by at most one frame more than what they depend on."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    ragged, chunk = rng.random() < 0.4, rng.choice((4, 5, 16, 33))
+    stack = random_stack(rng, "zeros", ragged, causal=False)
+    stages = conv_stages(stack, chunk)
+    assert all(stage.extend is not None for stage in stages)
+    assert stack.reach_ahead <= stack.late <= stack.reach_ahead + 1
+    for frames in (1, 2, 21, 70):
+        x, tail = torch.randn(1, frames, 4, 2), None
+        mask = torch.ones(1, frames, dtype=torch.bool)
+        if ragged:
+            mask = mask[:, :, None].repeat(1, 1, 4)
+            mask[0, -1, rng.randint(1, 4) :] = False
+            tail = mask[0, -1]
+        wanted = stack(x, mask)[0]
+        whole = streamed(stages, chunk, [x[0]], tail)
+        assert len(whole) == frames
+        steps = wanted.shape[1]
+        end = frames * steps - stack.lost
+        if tail is not None and stack.spans(mask)[-1].end < frames * 2:
+            end = (frames - 1) * steps
+        torch.testing.assert_close(whole.flatten(0, 1)[:end], wanted.flatten(0, 1)[:end], **CLOSE)
+        for _ in range(4):
+            pieces = x[0].split([*random_cuts(rng, frames - 1), 1])
+            assert torch.equal(streamed(stages, chunk, pieces, tail), whole)
+        stream = StagesStream(stages, chunk)
+        needed = stream.delay
+        if needed <= frames:
+            assert not any(len(part) for part in stream.push(x[0, : needed - 1]))
+            assert any(len(part) for part in stream.push(x[0, needed - 1 : needed]))
+
+
+@torch.no_grad()
+def test_what_runs_in_windows():
     causal = {"causal": True, "padding": "zeros"}
     for layer, stateful in (
         (PaddedConv(3, 3, 3, **causal), True),
-        (PaddedConv(3, 3, 3), False),
+        (PaddedConv(3, 3, 3, padding="reflect"), False),
+        (PaddedConv(3, 3, 3, padding="replicate"), False),
+        (PaddedConv(3, 3, 3, padding="zeros"), True),
+        (PaddedConv(3, 3, 3, groups=3, padding="zeros"), False),
         (PaddedConv(3, 3, 3, groups=3, **causal), False),
         (PaddedConv(3, 3, 3, norm="time_group", **causal), False),
         (PaddedConv(3, 3, 9, causal=True, padding="reflect"), False),  # 8 steps after the first, of frames of 4
         (PaddedConv(3, 3, 4, causal=True, padding="reflect"), True),
         (PaddedTranspose(3, 3, 2, causal=True), True),
-        (PaddedTranspose(3, 3, 2, causal=True, trim_right=0.5), False),
-        (PaddedTranspose(3, 3, 2), False),
-        (PaddedTranspose(3, 3, 3, short=True), False),
+        (PaddedTranspose(3, 3, 2, causal=True, trim_right=0.5), True),
+        (PaddedTranspose(3, 3, 2), True),
+        (PaddedTranspose(3, 3, 3, short=True), True),
     ):
         (stage,) = conv_stages(ConvStack([layer], 4), 2)
         assert (stage.extend is not None) == stateful, layer
@@ -160,6 +200,9 @@ def test_each_step_is_computed_once():
 
         def carries(self, steps):
             return True
+
+        def late(self, steps):
+            return steps
 
         def needs(self, low, high, per_frame):
             return low, high
@@ -240,6 +283,7 @@ TINY = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("at_once", ["as tried", "never"])
 @pytest.mark.parametrize("name", TINY)
 def test_any_cut_of_a_stream_gives_the_same_bits(name, at_once, monkeypatch):

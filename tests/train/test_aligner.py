@@ -80,6 +80,7 @@ def test_a_wrong_transcript_has_the_lowest_score(corpus, tmp_path):
     assert written["items"][0]["id"] == "05.wav"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("stop_at", [1, 5, 30])
 def test_a_stopped_run_goes_on(corpus, tmp_path, stop_at, monkeypatch):
     folder, _ = corpus

@@ -42,6 +42,7 @@ def given(tmp_path) -> Path:
     return tmp_path / "tokenizer.json"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.filterwarnings("ignore:the model was not trained on")
 @pytest.mark.parametrize("source", ["learned", "file"])
 @pytest.mark.parametrize("join", ["prefix", "cross"])

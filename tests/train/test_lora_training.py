@@ -61,6 +61,7 @@ def test_checkpoints_hold_the_changes_alone(base, changed):  # noqa: F811
     assert moved == {name for name in given if name.startswith("transformer.blocks.") and name.endswith(targets)}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("engine", ["torch", "deepspeed"])
 def test_a_resumed_run_equals_the_run_left_alone(tiny_data, base, tmp_path, engine):  # noqa: F811
     if engine == "deepspeed":

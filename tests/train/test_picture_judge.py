@@ -40,6 +40,7 @@ def toy(count=96):
     return pictures, ideas
 
 
+@pytest.mark.slow
 def test_the_judge_learns_and_is_the_same_each_time(benchmark, tmp_path):
     judging, _ = benchmark
     pictures, ideas = toy()

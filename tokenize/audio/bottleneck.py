@@ -62,6 +62,7 @@ class SlidingTransformer(nn.Module):
         """head_width, norm, gated: see AttentionBlock."""
         super().__init__()
         self.config, self.width = config, width
+        self.frozen = self.laid_out = False
         self.head_width = width // config.heads if head_width is None else head_width
         self.blocks = nn.ModuleList(
             AttentionBlock(width, config.heads, config.feed_forward, False, config.layer_scale, head_width, norm, gated)
@@ -69,10 +70,17 @@ class SlidingTransformer(nn.Module):
         )
 
     def freeze(self) -> None:
-        """Lay out the weights for blocks of few steps; they must not be trained afterwards."""
+        """Prepare for blocks of few steps; the weights must not be trained afterwards."""
+        self.frozen = True
+
+    def lay_out(self) -> None:
+        """Reorder the weights of a frozen transformer at the first use, see ConvStack.lay_out."""
+        if self.laid_out or not self.frozen:
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 lay_out(module)
+        self.laid_out = True
 
     def stages(self, chunk: int) -> list[StreamingLayer]:
         """[B, T, r, D] -> the same shape."""
@@ -86,6 +94,7 @@ class SlidingTransformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, state: None = None) -> tuple[Tensor, None]:
         """x: [B, T, r, D], all frames; masked ones must come last."""
+        self.lay_out()
         h = x.flatten(1, 2)
         steps = h.shape[1]
         visible = sliding_window(steps, steps, self.config.window, h.device)
@@ -96,6 +105,7 @@ class SlidingTransformer(nn.Module):
 
     def extend(self, frames: int, x: Tensor, mask: Tensor, state: SlidingCache | None) -> tuple[Tensor, SlidingCache]:
         """See `StreamingLayer.extend`. frames: of a block; x: blocks of frames, [1, T, r, D]."""
+        self.lay_out()
         h = x.reshape(-1, frames * x.shape[2], x.shape[3])
         blocks, steps, _ = h.shape
         heads, window = self.config.heads, self.config.window

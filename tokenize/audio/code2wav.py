@@ -182,6 +182,10 @@ class ChannelMLP(nn.Module):
         """See PaddedConv.carries."""
         return True
 
+    def late(self, steps: int) -> int:
+        """See PaddedConv.late."""
+        return steps
+
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
         return low, high
@@ -206,11 +210,13 @@ class WindowTransformer(SlidingTransformer):
 
     def forward(self, x: Tensor, mask: Tensor, state: None = None) -> tuple[Tensor, None]:
         """See SlidingTransformer."""
+        self.lay_out()
         h, _ = super().forward(self.enter(x), mask)
         return self.leave(self.norm(h)), None
 
     def extend(self, frames: int, x: Tensor, mask: Tensor, state: SlidingCache | None) -> tuple[Tensor, SlidingCache]:
         """See SlidingTransformer."""
+        self.lay_out()
         h = linear_rows(self.enter, x.reshape(-1, frames, x.shape[3]))
         h, state = super().extend(frames, h.view(*x.shape[:3], -1), mask, state)
         h = linear_rows(self.leave, self.norm(h.reshape(-1, frames, h.shape[3])))

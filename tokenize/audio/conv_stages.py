@@ -1,8 +1,9 @@
-"""Stages of a stack of convolutions: in windows or, if nothing looks ahead, with a state.
+"""Stages of a stack of convolutions: in windows or, wherever that is possible, with a state.
 
-A window computes its context again, which costs a causal decoder several frames for each frame of a short chunk. With a
-state each convolution keeps the last steps of its padded input (`Carried`, layers/row_conv.py), and every step of every
-layer is computed once.
+A window computes its context again: up to 10 frames on each side of a chunk of 32, or several frames for each frame of
+a short chunk. With a state each convolution keeps the last steps of its padded input (`Carried`, layers/row_conv.py),
+and every step of every layer is computed once. If convolutions look ahead, the results of a block are those of some
+frames before, `late`; that needs zeros as padding, and blocks that are not eager.
 
 A stack is cut where that saves time, as here a decoder with chunks of one frame:
 
@@ -14,6 +15,7 @@ A stack is cut where that saves time, as here a decoder with chunks of one frame
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from math import gcd
 from typing import Any, NamedTuple
@@ -38,7 +40,7 @@ def conv_stages(stack: ConvStack, chunk: int, before: Change = _same, after: Cha
     """Stages of a stack in a network with chunks of `chunk` frames. before: makes the stack's frames [B, T, r, C] of
     those that arrive. after: makes the results of those of the stack."""
     parts = _parts(stack, chunk)
-    if not parts or not all(part.stack.carries(1 if part.eager else part.frames) for part in parts):
+    if not parts or not all(_has_state(part) for part in parts):
         return [window_stage(lambda x, mask: after(stack(before(x), mask)), stack.reach_back, stack.reach_ahead)]
     return [
         _stage(part, before if part is parts[0] else _same, after if part is parts[-1] else _same) for part in parts
@@ -52,8 +54,14 @@ class _Part(NamedTuple):
     blocks: int
 
 
+def _has_state(part: _Part) -> bool:
+    fits = part.stack.carries(1 if part.eager else part.frames)
+    return fits and not (part.eager and part.stack.late)
+
+
 def _stage(part: _Part, before: Change, after: Change) -> StreamingLayer:
     stack = part.stack
+    late = stack.late
 
     def run(x: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
         return after(stack(before(x), mask)), None
@@ -62,8 +70,14 @@ def _stage(part: _Part, before: Change, after: Change) -> StreamingLayer:
         found, state = stack.extend_signal(before(x), mask, state, x.shape[1] // part.frames)
         return after(found), state
 
-    back, ahead = stack.reach_back, stack.reach_ahead
-    return StreamingLayer(run, back, ahead, extend=extend, frames=part.frames, eager=part.eager, blocks=part.blocks)
+    def extend_late(x: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
+        found, state = stack.extend_late(before(x), mask, state)
+        return after(found), state
+
+    windows = StreamingLayer(run, stack.reach_back, stack.reach_ahead)
+    if late:
+        return replace(windows, extend=extend_late, frames=part.frames, late=late)
+    return replace(windows, extend=extend, frames=part.frames, eager=part.eager, blocks=part.blocks)
 
 
 class _Load(NamedTuple):

@@ -71,6 +71,9 @@ class StreamingLayer:
     eager: bool = False
     """Whether `extend` runs as soon as one frame is there. Otherwise all frames of a block are new, except at the
     signal's end."""
+    late: int = 0
+    """Frames by which the results of `extend` are late: those of a call are of the frames as many before. Calls without
+    a new frame, after the signal's end, return the last ones."""
     blocks: int = 1
     """Most blocks of a call of `extend`; several are new as a whole, but for the last one at the signal's end. Results
     do not depend on their number."""
@@ -184,6 +187,10 @@ class StageStream:
         chunk = chunk_at(self.start, self.chunk) if self.stage.grows else self.chunk
         return Window(chunk, self.stage.back, self.stage.ahead)
 
+    def waits_for(self, count: int) -> int:
+        """Frames needed before the first `count` results are ready."""
+        return -(-count // self.window.chunk) * self.window.chunk + self.window.ahead
+
     def push(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """Add blocks of frames [t, ...]; returns the results [chunk, ...] that are ready."""
         self._add(blocks)
@@ -229,11 +236,13 @@ class BlockStream:
         self.state: Any = None
         self.frames: Tensor | None = None  # [t, ...], frames not processed yet
         self.start = 0  # frames already processed
+        self.called = 0  # frames of all blocks so far, if results are late
+        self.returned = 0  # frames whose results were returned
 
-    @property
-    def window(self) -> Window:
-        """The frames that the next call waits for."""
-        return Window(1 if self.stage.eager else self.stage.frames, 0, 0)
+    def waits_for(self, count: int) -> int:
+        """See StageStream.waits_for."""
+        size = 1 if self.stage.eager else self.stage.frames
+        return -(-(count + self.stage.late) // size) * size
 
     def push(self, blocks: Sequence[Tensor]) -> list[Tensor]:
         """See StageStream.push."""
@@ -258,7 +267,8 @@ class BlockStream:
             new = frames[done : done + blocks * size - place]
             done += len(new)
             ready.append(self._call(new, place, blocks * size, tail, last and done == len(frames)))
-            self.start += len(new)
+        while last and self.returned < self.start:
+            ready.append(self._call(frames[:0], 0, size, tail, False))
         self.frames = frames[done:].clone()  # a view would keep all frames
         return ready
 
@@ -278,6 +288,12 @@ class BlockStream:
             if at_end:
                 mask[0, inside.stop - 1] = tail.cpu()
         results, self.state = self.run(block, mask, self.state)
+        self.start += len(new)
+        late = self.stage.late
+        if late:  # of the frames called - late .. called + count - late - 1, those of the signal
+            inside = slice(max(0, late - self.called), min(count, self.start + late - self.called))
+            self.called += count
+        self.returned += max(0, inside.stop - inside.start)
         return results[0, inside]
 
 
@@ -297,8 +313,7 @@ class StagesStream:
         """Number of frames needed before the first results are ready."""
         needed = 1
         for stream in reversed(self.streams):
-            chunk = stream.window.chunk
-            needed = -(-needed // chunk) * chunk + stream.window.ahead
+            needed = stream.waits_for(needed)
         return needed
 
     def push(self, frames: Tensor) -> list[Tensor]:

@@ -71,7 +71,7 @@ class AudioTokenizer(Tokenizer):
 
             return changed
 
-        if span > 1 and stage.eager:  # frames that share a code have to wait for each other
+        if span > 1 and (stage.eager or stage.late):  # frames that share a code have to wait for each other
             return [stage, window_stage(quantize, 0, 0)]
         # Groups of positions that share a code start at the same frames in every window.
         return [replace(stage.map_runs(change), back=-(-stage.back // span) * span)]
@@ -100,7 +100,7 @@ class AudioTokenizer(Tokenizer):
         if media.dim() != 3 or media.shape[1] != channels:
             advice = "mix down to mono first" if channels == 1 else f"repeat or mix it to {channels} channels first"
             found = f"found {list(media.shape)}; {advice}"
-            raise ValueError(f"audio must be [B, {channels}, N] for tokenizer '{self.spec.name}', {found}")
+            raise ValueError(f"audio must be [B, {channels}, N] for tokenizer '{self.config.name}', {found}")
         count, _, total = media.shape
         if lengths is None:
             lengths = torch.full((count,), total)
@@ -115,7 +115,7 @@ class AudioTokenizer(Tokenizer):
             scales.append(scale)
         geometry = self.config.geometry
         frames = torch.tensor([geometry.count_frames(length) for length in lengths.tolist()], dtype=torch.long)
-        none = torch.zeros(0, self.spec.num_codebooks, 0, dtype=torch.long)
+        none = torch.zeros(0, len(self.cardinalities), 0, dtype=torch.long)
         joined = pad_and_cat([none, *(item[None].cpu() for item in codes)])
         return Encoded(joined, frames, pad_sequence(scales, True, 1.0).cpu() if scales and len(scales[0]) else None)
 
@@ -255,7 +255,7 @@ class StreamEncoder:
         return self.tokenizer.net.frames(samples[None])[0]
 
     def _join(self, blocks: list[Tensor]) -> Tensor:
-        none = torch.zeros(self.tokenizer.spec.num_codebooks, 0, dtype=torch.long, device=self.held.device)
+        none = torch.zeros(len(self.tokenizer.cardinalities), 0, dtype=torch.long, device=self.held.device)
         return torch.cat([none, *blocks], dim=1)
 
 

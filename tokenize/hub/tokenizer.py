@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ..audio.resample import resample
 from ..audio.tokenizer import AudioTokenizer, StreamDecoder, StreamEncoder
-from ..base import TokenizerStorage, fingerprint, stored_tensors
-from ..spec import TokenSpec
+from ..base import TokenizerStorage
 from .config import TransformersCodecConfig
 from .network import HubNet
 from .probe import check_probed
@@ -34,12 +33,8 @@ class TransformersTokenizer(AudioTokenizer):
         self.lost = config.lost
         if not probed:
             check_probed(config, self.net)
-        self.spec = TokenSpec(
-            name=config.name,
-            cardinalities=(config.codebook_size,) * config.codebooks,
-            geometry=config.geometry,
-            fingerprint=fingerprint(config, stored_tensors(net, storage)),
-        )
+        self.cardinalities = (config.codebook_size,) * config.codebooks
+        self.geometry = config.geometry
 
     def _encode_one(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -62,7 +57,7 @@ class TransformersTokenizer(AudioTokenizer):
         """As Tokenizer.check_codes; -1 is refused, too: the class cannot leave out codes of single frames."""
         super().check_codes(codes)
         if codes.numel() and int(codes.min()) < 0:
-            raise ValueError(f"tokenizer '{self.spec.name}' cannot leave out codes; found -1, pass codes from 0 on")
+            raise ValueError(f"tokenizer '{self.config.name}' cannot leave out codes; found -1, pass codes from 0 on")
 
     def embed(self, codes: Tensor) -> Tensor:
         """ValueError: the class does not tell."""
@@ -74,15 +69,15 @@ class TransformersTokenizer(AudioTokenizer):
 
     def _without(self, what: str) -> str:
         return (
-            f"tokenizer '{self.spec.name}' is computed by transformers, which does not give its {what}; in a language "
-            "model, choose input: {kind: embedding}"
+            f"tokenizer '{self.config.name}' is computed by transformers, which does not give its {what}; in a "
+            "language model, choose input: {kind: embedding}"
         )
 
     def rate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Every code is stored."""
         self.check_codes(codes)
         number = torch.full((len(codes),), codes[0].numel() if len(codes) else 0, dtype=torch.float64)
-        bits = torch.tensor(self.spec.cardinalities, dtype=torch.float64).log2().sum() * codes.shape[2]
+        bits = torch.tensor(self.cardinalities, dtype=torch.float64).log2().sum() * codes.shape[2]
         return number, bits.expand(len(codes)).clone()
 
     def stream_encoder(self) -> StreamEncoder:
@@ -92,7 +87,7 @@ class TransformersTokenizer(AudioTokenizer):
     def stream_decoder(self, scales: Tensor | None = None) -> StreamDecoder:
         """Gathers all codes; `finish` returns the samples of `decode`."""
         if scales is not None:
-            raise ValueError(f"scales are given, but tokenizer '{self.spec.name}' does not normalize; leave them out")
+            raise ValueError(f"scales are given, but tokenizer '{self.config.name}' does not normalize; leave them out")
         return WholeDecoder(self)
 
 
@@ -121,7 +116,7 @@ class WholeEncoder(StreamEncoder):
         return self.tokenizer.encode(samples[None]).codes[0].to(self.tokenizer.device)
 
     def _none(self) -> Tensor:
-        return torch.zeros(self.tokenizer.spec.num_codebooks, 0, dtype=torch.long, device=self.tokenizer.device)
+        return torch.zeros(len(self.tokenizer.cardinalities), 0, dtype=torch.long, device=self.tokenizer.device)
 
 
 class WholeDecoder(StreamDecoder):

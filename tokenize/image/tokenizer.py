@@ -51,12 +51,12 @@ class ImageTokenizer(Tokenizer):
 
         Raises ValueError on a wrong size or non-finite values.
         """
-        geometry = self.spec.geometry
+        geometry = self.geometry
         assert isinstance(geometry, ImageGeometry)
         wanted = (geometry.channels, geometry.height, geometry.width)
         if media.dim() != 4 or media.shape[1:] != wanted:
             raise ValueError(
-                f"images must be [B, {wanted[0]}, {wanted[1]}, {wanted[2]}] for tokenizer '{self.spec.name}', "
+                f"images must be [B, {wanted[0]}, {wanted[1]}, {wanted[2]}] for tokenizer '{self.config.name}', "
                 f"found {list(media.shape)}"
             )
         check_finite(media)
@@ -64,17 +64,17 @@ class ImageTokenizer(Tokenizer):
         with exact_float32():
             codes = [self._quantize(self.net.encode_images(item[None]))[0].T for item in media]
         frames = torch.full((len(codes),), geometry.num_frames, dtype=torch.long)
-        none = torch.zeros(0, self.spec.num_codebooks, geometry.num_frames, dtype=torch.long)
+        none = torch.zeros(0, len(self.cardinalities), geometry.num_frames, dtype=torch.long)
         return Encoded(pad_and_cat([none, *(item[None].cpu() for item in codes)]), frames)
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Codes [B, K, T] -> images [B, C, height, width] in [-1, 1]."""
         self.check_codes(codes)
-        geometry = self.spec.geometry
+        geometry = self.geometry
         assert isinstance(geometry, ImageGeometry)
         if codes.shape[2] != geometry.num_frames:
             raise ValueError(
-                f"codes have {codes.shape[2]} frames, an image of tokenizer '{self.spec.name}' has "
+                f"codes have {codes.shape[2]} frames, an image of tokenizer '{self.config.name}' has "
                 f"{geometry.num_frames}"
             )
         with exact_float32():

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from .row_conv import (
     Activation,
     Carried,
+    CarriedLate,
     Span,
     convolve,
     convolve_transposed,
@@ -100,17 +102,24 @@ class PaddedConv(nn.Module):
             return convolve(activate(x, before), self.conv, blocks, onto)  # pyright: ignore
         stride = self.down if self.ragged else 1
         if carried is not None:
-            padded = carried.pad(x, span, self.left, self.padding, stride, before)
+            padded = carried.pad(x, span, self.left + self.right + span.wait, self.padding, stride, before)
+            padded = padded[: len(padded) - span.wait]
         else:
             padded = pad_rows(x, span, self.left, self.right, self.padding, stride, before)
         return convolve(padded, self.conv, blocks, onto)  # pyright: ignore
 
     def carries(self, steps: int) -> bool:
         """Whether the layer can continue after earlier steps, the first call having at least `steps` of them."""
-        fits = self.norm is None and fits_rows(self.conv) and self.right == 0  # pyright: ignore
-        if self.padding == "reflect" and self.conv.kernel_size[0] > 1:  # pyright: ignore
-            return fits and steps > self.left and (not self.ragged or self.left >= self.down - 1)
-        return fits
+        fits = self.norm is None and fits_rows(self.conv)  # pyright: ignore
+        if self.padding == "zeros" or self.conv.kernel_size[0] == 1:  # pyright: ignore
+            return fits
+        if self.padding == "reflect":
+            fits = fits and steps > self.left and (not self.ragged or self.left >= self.down - 1)
+        return fits and self.right == 0
+
+    def late(self, steps: int) -> int:
+        """Steps by which results are late that come with the last step they are made of, after an input that is."""
+        return -(-(steps + self.right) // self.down)
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """First and last input step that output steps low..high depend on; a frame is input steps 0..per_frame-1."""
@@ -174,7 +183,11 @@ class PaddedTranspose(nn.Module):
 
     def carries(self, steps: int) -> bool:
         """See PaddedConv.carries."""
-        return self.norm is None and fits_rows(self.conv) and self.left == self.lost == 0  # pyright: ignore
+        return self.norm is None and fits_rows(self.conv)  # pyright: ignore
+
+    def late(self, steps: int) -> int:
+        """See PaddedConv.late."""
+        return steps * self.up + self.left
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
@@ -217,6 +230,10 @@ class Pointwise(nn.Module):
         """See PaddedConv.carries."""
         return True
 
+    def late(self, steps: int) -> int:
+        """See PaddedConv.late."""
+        return steps
+
     def activation(self) -> Activation:
         """As `forward`, of frozen rows [L, channels]."""
         if isinstance(self.inner, nn.ELU):
@@ -257,20 +274,48 @@ class Residual(nn.Module):
         x = activate(x, before)
         onto = x if self.shortcut is None else self.shortcut.rows(x, span, None, carried)  # pyright: ignore[reportCallIssue]
         *inner, last = self.layers
-        h = run_rows(inner, x, [span] * len(inner), carried)
+        spans = [span] * len(self.layers)
+        if carried is not None:
+            spans = [span.later(self._late_before(number)) for number in range(len(self.layers))]
+            onto = carried.late(onto, self.late(0))
+        h = run_rows(inner, x, spans[:-1], carried)
         if isinstance(last, PaddedConv):
-            return last.rows(h, span, None, carried, onto)
-        return onto + run_rows([last], h, [span], carried)
+            return last.rows(h, spans[-1], None, carried, onto)
+        return onto + run_rows([last], h, spans[-1:], carried)
 
     def carries(self, steps: int) -> bool:
         """See PaddedConv.carries."""
         inside = self.layers if self.shortcut is None else [*self.layers, self.shortcut]
-        return all(layer.carries(steps) for layer in inside)  # pyright: ignore[reportCallIssue]
+        together = self.shortcut is None or self.shortcut.late(0) == 0  # pyright: ignore[reportCallIssue]
+        return together and all(layer.carries(steps) for layer in inside)  # pyright: ignore[reportCallIssue]
+
+    def late(self, steps: int) -> int:
+        """See PaddedConv.late."""
+        return steps + self._late_before(len(self.layers))
+
+    def _late_before(self, number: int) -> int:
+        """Steps by which the input of a layer is later than the first one's."""
+        return sum(layer.late(0) for layer in self.layers[:number])  # pyright: ignore[reportCallIssue]
 
     def needs(self, low: int, high: int, per_frame: int) -> tuple[int, int]:
         """See PaddedConv.needs."""
         inner = needs_of(self.layers, low, high, per_frame)
         return min(low, inner[0]), max(high, inner[1])
+
+
+class LateState(NamedTuple):
+    """Of a signal in `ConvStack.extend_late` between two calls."""
+
+    frames: int
+    """So far."""
+    end: int | None
+    """Parts of frames in the signal; None: not known yet."""
+    kept: list[Tensor]
+    """See Carried.after."""
+
+
+ENDLESS = 1 << 60
+"""Steps of a signal that has not ended."""
 
 
 class ConvStack(nn.ModuleList):
@@ -285,7 +330,7 @@ class ConvStack(nn.ModuleList):
         """Number of frames before and after t that output frame t depends on."""
         self.lost = 0
         """Steps missing at the signal's end in the output."""
-        self.frozen = False
+        self.frozen = self.laid_out = False
         for layer in self:
             self.lost = self._lost_after(layer, self.lost)
 
@@ -301,6 +346,7 @@ class ConvStack(nn.ModuleList):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, r, C]; mask: [B, T] or [B, T, hop], one contiguous run of True. Other outputs are meaningless."""
+        self.lay_out()
         if self.uses_rows(x):
             signal = run_rows(self, x[0].flatten(0, 1), self.spans(mask))
             return signal[None].unflatten(1, (x.shape[1], -1))
@@ -320,17 +366,60 @@ class ConvStack(nn.ModuleList):
         does, the next call has the same block with the frames that follow, or the signal ends. state: of the call
         before; None: the signal starts.
         """
+        self.lay_out()
         carried = Carried(state, blocks)
         signal = run_rows(self, x[0].flatten(0, 1).contiguous(), self.spans(mask), carried)
         return signal[None].unflatten(1, (x.shape[1], -1)), carried.after
 
-    def carries(self, frames: int) -> bool:
-        """Whether `extend_signal` works, if the first call has at least `frames` new frames or is the last."""
-        places, fits = self.places, True
+    def extend_late(self, x: Tensor, mask: Tensor, state: LateState | None) -> tuple[Tensor, LateState]:
+        """As `extend_signal` of layers that look ahead: results come `late` frames late, so the first ones mean
+        nothing. All frames are new, until the signal ends; later calls have none, and return the last results.
+
+        x: a block of frames, of equal size in all calls.
+        """
+        self.lay_out()
+        flat, per_frame = mask.flatten(), mask.shape[2] if mask.dim() == 3 else 1
+        before, end, kept = (0, None, None) if state is None else state
+        count = int(flat.sum())
+        if end is None and count < len(flat):
+            end = before * per_frame + count
+        carried = CarriedLate(kept)
+        spans, late = self._late_spans(before, end, per_frame)
+        signal = run_rows(self, x[0].flatten(0, 1).contiguous(), spans, carried)
+        signal = carried.late(signal, self.late * self._places_after() - late)
+        state = LateState(before + x.shape[1], end, carried.after)
+        return signal[None].unflatten(1, (x.shape[1], -1)), state
+
+    def _late_spans(self, before: int, end: int | None, per_frame: int) -> tuple[list[Span], int]:
+        """Of the input of each layer, in a block after `before` frames of a signal of `end` parts of frames; and the
+        steps by which the results are late."""
+        places, lost, late, found = self.places, 0, 0, []
         for layer in self:
-            fits = fits and layer.carries(frames * places)  # pyright: ignore[reportCallIssue]
+            length = ENDLESS if end is None else max(0, -(-end * places // per_frame) - lost)
+            after = int(layer.late(late))  # pyright: ignore[reportCallIssue]
+            wait = after * layer.down - late - layer.right if isinstance(layer, PaddedConv) else 0
+            found.append(Span(late - before * places, late - before * places + length, wait))
+            late, lost = after, self._lost_after(layer, lost)
             places = places * int(layer.up) // int(layer.down)  # pyright: ignore[reportArgumentType]
-        return fits
+        return found, late
+
+    @cached_property
+    def late(self) -> int:
+        """Frames by which the results of `extend_late` are late; 0: no layer looks ahead."""
+        return -(-self._late_spans(0, None, 1)[1] // self._places_after())
+
+    def carries(self, frames: int) -> bool:
+        """Whether `extend_signal` works, or `extend_late` if layers look ahead; if the first call has at least `frames`
+        new frames or is the last."""
+        places, padded = self.places, False
+        for layer in self:
+            if not layer.carries(frames * places):  # pyright: ignore[reportCallIssue]
+                return False
+            places = places * int(layer.up) // int(layer.down)  # pyright: ignore[reportArgumentType]
+        for module in self.modules():
+            if isinstance(module, PaddedConv) and module.conv.kernel_size[0] > 1:  # pyright: ignore
+                padded = padded or module.padding != "zeros"
+        return not padded or self.late == 0
 
     def part(self, first: int, end: int, places: int) -> ConvStack:
         """The layers first .. end - 1 as a stack of their own, which shares them; `places` are its steps per frame."""
@@ -339,13 +428,19 @@ class ConvStack(nn.ModuleList):
         return part
 
     def freeze(self) -> None:
-        """Prepare for `rows` on a CPU; the weights must not be trained afterwards."""
+        """Use `rows` on a CPU from now on; the weights must not be trained afterwards."""
         self.frozen = True
+
+    def lay_out(self) -> None:
+        """Reorder the weights for `rows`, at the first use: who decodes alone does not wait for the encoder's."""
+        if self.laid_out or not self.frozen:
+            return
         for module in self.modules():
             if isinstance(module, PaddedConv | PaddedTranspose) and module.norm is None and fits_rows(module.conv):  # pyright: ignore
                 lay_out(module.conv)  # pyright: ignore[reportArgumentType]
             elif isinstance(module, nn.Linear):
                 lay_out(module)
+        self.laid_out = True
 
     def uses_rows(self, x: Tensor) -> bool:
         """Whether the layers run by `rows`: frozen, on a CPU, and x [B, ...] is one signal without a gradient."""

@@ -7,7 +7,8 @@ With channels last, what a convolution multiplies is a slice of its input, so no
     transposed, 2 s     y[t] = x[t] W_0 + x[t - 1] W_1, a row of s steps at once
     transposed, s       y[t] = x[t] W
 
-A causal convolution can continue after earlier steps: `Carried` holds what it needs of them. The weights keep their
+A causal convolution can continue after earlier steps: `Carried` holds what it needs of them. So can one that looks
+ahead, if its results come late (`CarriedLate`). The weights keep their
 shape and lie in memory in the order in which the products read them (`lay_out`). The results equal those of torch's
 convolutions up to rounding.
 """
@@ -32,10 +33,17 @@ Activation = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Span:
-    """Where the signal is among the steps of a window: steps start .. end - 1."""
+    """Where the signal is among the steps of a window or block: steps start .. end - 1."""
 
     start: int
     end: int
+    wait: int = 0
+    """Of a convolution with a stride whose input is late: steps at the end that it leaves to the next block, so that
+    its results are late by a whole number of theirs."""
+
+    def later(self, steps: int) -> Span:
+        """As many steps later."""
+        return Span(self.start + steps, self.end + steps)
 
 
 class Carried:
@@ -65,6 +73,11 @@ class Carried:
         self.after.append(kept.clone())
         return padded
 
+    def late(self, x: Tensor, steps: int) -> Tensor:
+        """x, as many steps late as the results of layers that look ahead so far; there are none here."""
+        assert steps == 0, steps
+        return x
+
     def each_block(self, activation: Activation) -> Activation:
         """The activation of one block after the other, so that it does not depend on their number."""
         if self.blocks == 1:
@@ -79,6 +92,41 @@ class Carried:
         return apply
 
 
+class CarriedLate(Carried):
+    """As `Carried`, for convolutions that look ahead, with zeros around the signal.
+
+    A result comes with the last step that it is made of, so later layers have the signal later in their blocks. A span
+    says where it is by itself: it starts in this block, or before or after it, and ends likewise. In blocks before the
+    signal's first step and after its last one, what is not the signal counts as zero.
+
+        input of a convolution of kernel 3      | s0 s1 s2 s3 | s4 s5 s6 s7 |
+        its results, one step late              | .  y0 y1 y2 | y3 y4 y5 y6 |
+    """
+
+    def __init__(self, before: Sequence[Tensor] | None):
+        super().__init__(before, 1)
+
+    def pad(self, x: Tensor, span: Span, left: int, padding: str, stride: int, before: Activation | None) -> Tensor:
+        """See Carried.pad."""
+        assert padding == "zeros", padding
+        start, end = (min(max(place, 0), len(x)) for place in (span.start, span.end))
+        padded = x.new_empty(left + len(x), x.shape[1])
+        padded[:left] = 0 if self.first else next(self._before)
+        padded[left : left + start] = padded[left + end :] = 0
+        inside = padded[left + start : left + end]
+        inside.copy_(x[start:end]) if before is None else before(x[start:end], inside)
+        self.after.append(padded[len(x) :].clone())
+        return padded
+
+    def late(self, x: Tensor, steps: int) -> Tensor:
+        """See Carried.late."""
+        if steps == 0:
+            return x
+        joined = torch.cat([x.new_zeros(steps, x.shape[1]) if self.first else next(self._before), x])
+        self.after.append(joined[len(x) :].clone())
+        return joined[: len(x)]
+
+
 @torch.no_grad()
 def lay_out(layer: nn.Linear | nn.Conv1d | nn.ConvTranspose1d) -> None:
     """Reorder the weight of a layer in memory, in place, as products of rows read it; its shape and values are
@@ -88,7 +136,9 @@ def lay_out(layer: nn.Linear | nn.Conv1d | nn.ConvTranspose1d) -> None:
     if isinstance(layer, nn.Linear):  # [outputs, inputs], in memory [inputs, outputs]
         layer.weight.data = layer.weight.T.contiguous().T
     elif isinstance(layer, nn.Conv1d) or layer.groups > 1:  # [outputs, inputs, k], in memory [k, inputs, outputs]
-        layer.weight.data = layer.weight.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        outputs, inputs, taps = layer.weight.shape
+        turned = layer.weight.reshape(outputs, -1).T.contiguous()  # one permutation takes three times as long as two
+        layer.weight.data = turned.view(inputs, taps, outputs).transpose(0, 1).contiguous().permute(2, 1, 0)
     else:  # ConvTranspose1d: [inputs, outputs, k], in memory [inputs, k, outputs]
         layer.weight.data = layer.weight.permute(0, 2, 1).contiguous().permute(0, 2, 1)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -79,22 +80,32 @@ def tokenizer_shapes(config: FrozenConfig) -> dict[str, Shape]:
     Raises:
         ValueError: the config asks for tensors of a size that does not exist.
     """
-    if _last and _last[0][0] == config:
-        return dict(_last[0][1])
-    try:
-        with torch.device("meta"):
-            net = empty_net(config)
-    except (RuntimeError, OverflowError, TypeError) as error:
-        raise ValueError(
-            f"the config of {config.name} asks for an impossible network: {one_line(error)[:150]}"
-        ) from None
-    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    _last[:] = [(config, shapes)]
-    return dict(shapes)
+    if not _last or _last[0][0] != config:
+        try:
+            with torch.device("meta"):
+                net = empty_net(config)
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise ValueError(
+                f"the config of {config.name} asks for an impossible network: {one_line(error)[:150]}"
+            ) from None
+        _last[:] = [(config, net)]
+    return {name: tuple(tensor.shape) for name, tensor in _last[0][1].state_dict().items()}
 
 
-_last: list[tuple[FrozenConfig, dict[str, Shape]]] = []
-"""The result for the last config: the tensor map and the reader of a checkpoint ask for the same."""
+_last: list[tuple[FrozenConfig, Any]] = []
+"""The last config and its network on the meta device: the tensor map and the reader of a checkpoint ask for the same,
+and the reader fills it."""
+
+
+def _net_to_fill(config: FrozenConfig) -> Any:
+    """A network all of whose tensors are still to be set: the one that `tokenizer_shapes` made, unless it has tensors
+    that no file stores."""
+    for held, net in _last:
+        tensors = dict(chain(net.named_parameters(), net.named_buffers()))
+        if held == config and net.state_dict().keys() == tensors.keys():
+            _last.clear()
+            return net
+    return empty_net(config)
 
 
 def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: Checkpoint) -> Tokenizer:
@@ -106,19 +117,26 @@ def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: C
     shapes = tokenizer_shapes(config)
     survey_part(config, tensor_map, shapes, checkpoint)
     checkpoint.check(tensor_map, shapes)  # before anything is allocated
-    net = empty_net(config)
+    net = _net_to_fill(config)
     tensors = tensor_map.read(shapes, checkpoint.tensors)
     for name, parameter in net.named_parameters():
         if not is_finite(tensors[name]):
             sources = ", ".join(tensor_map.terms[name].sources(tuple(parameter.shape)))
             raise WeightsError(f"{checkpoint.path}: {sources}: weights must be finite floating point numbers")
-    net.load_state_dict(tensors)
+    held = net.state_dict()  # the tensors take the places of the network's: nothing is copied that fits as it is
+    tensors = {name: tensor.to(held[name].dtype).contiguous() for name, tensor in tensors.items()}
+    net.load_state_dict(tensors, assign=True)
     return FROZEN[config.kind](config, net, "float32")
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds finite floating point numbers alone; in one pass, without a mask of its size."""
-    return tensor.is_floating_point() and (tensor.numel() == 0 or all(one.isfinite() for one in tensor.aminmax()))
+    if not tensor.is_floating_point():
+        return False
+    flat = tensor.reshape(-1)
+    if flat.dtype == torch.float32 and torch.dot(flat, flat).isfinite():  # as fast as memory; large numbers overflow
+        return True
+    return flat.numel() == 0 or all(one.isfinite() for one in flat.aminmax())
 
 
 def public_tensors(tokenizer: Tokenizer, tensor_map: TensorMap) -> dict[str, Tensor]:

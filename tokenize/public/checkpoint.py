@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...configs.files import read_entries, read_header, read_json, write_atomic
+from ...configs.files import map_file, mapped_tensor, read_header, read_json, write_atomic
 from ...configs.names import check_file_name
 from ...configs.printable import one_line
 from ...configs.tensor_checks import check_tensors
@@ -43,7 +43,7 @@ class Callback:
 
 
 class Checkpoint:
-    """Names, shapes and tensors of a checkpoint. Safetensors are read when asked for, pickles are mapped to memory."""
+    """Names, shapes and tensors of a checkpoint, whose files are mapped into memory: what is not used is not read."""
 
     def __init__(self, path: Path, where: Mapping[str, Path], held: Mapping[str, Tensor], described: Any = None):
         self.path = path
@@ -52,6 +52,7 @@ class Checkpoint:
         self.described = described
         """What a pickle holds beside the tensors."""
         self._headers = {file: read_header(file) for file in sorted(set(where.values()))}
+        self._mapped: dict[Path, Tensor] = {}
         self.shapes: dict[str, Shape] = {name: self._headers[file].tensors[name].shape for name, file in where.items()}
         """Shapes of all tensors by name."""
         self.shapes |= {name: tuple(tensor.shape) for name, tensor in held.items()}
@@ -63,12 +64,15 @@ class Checkpoint:
         return part
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors with these names."""
+        """The tensors with these names; names that the checkpoint does not have are left out."""
         wanted = list(names)
-        found = {name: self._held[name] for name in wanted if name in self._held}
-        for file, header in self._headers.items():
-            found |= read_entries(file, header, [name for name in wanted if self._where.get(name) == file])
-        return found
+        stored = {name: self._stored(name, self._where[name]) for name in wanted if name in self._where}
+        return {name: self._held[name] for name in wanted if name in self._held} | stored
+
+    def _stored(self, name: str, file: Path) -> Tensor:
+        if file not in self._mapped:
+            self._mapped[file] = map_file(file, self._headers[file])
+        return mapped_tensor(self._mapped[file], self._headers[file].tensors[name])
 
     def read(self, tensor_map: TensorMap, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
         """Our tensors by a map, for a model with these shapes.

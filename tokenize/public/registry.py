@@ -119,7 +119,7 @@ def write_public_codec(name: str, folder: str | Path, tokenizer: Tokenizer) -> N
         raise ValueError(f"no public codec '{name}'; {nearest_name(name, PUBLIC_CODECS)}")
     if isinstance(tokenizer, TransformersTokenizer):
         raise CannotWrite(
-            f"{name}'s layout does not support tokenizer '{tokenizer.spec.name}', which transformers computes; keep "
+            f"{name}'s layout does not support tokenizer '{tokenizer.config.name}', which transformers computes; keep "
             "the public folder that it was read from"
         )
     PUBLIC_CODECS[name].write(Path(folder), tokenizer)

@@ -38,6 +38,7 @@ def their_codes(model, samples):
     return model.encode(samples, bandwidth=model.config.target_bandwidths[-1]).audio_codes[0]
 
 
+@pytest.mark.sample(6)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(12))
 def test_codes_and_samples_are_equal(seed, tmp_path):

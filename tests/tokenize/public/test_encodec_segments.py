@@ -56,6 +56,7 @@ def decode(model, segments):
     return model._linear_overlap_add([model._decode_frame(*one) for one in segments], model.config.chunk_stride)
 
 
+@pytest.mark.sample(4)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(8))
 def test_codes_scales_and_samples_are_equal(seed, tmp_path):

@@ -47,6 +47,7 @@ def save(tensors, path):
     torch.save({"model": tensors, "optimizer": {"state": {}}, "args": argparse.Namespace(vq_model="VQ-16")}, path)
 
 
+@pytest.mark.sample(6)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("rows", [2, 3])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tessera.tokenize.public.moshi import interleaved_rows
 from tessera.tokenize.public.registry import read_public_codec, recognize_codec, write_public_codec
+from tessera.tokenize.tokenizer import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
 FILE = "tokenizer-1234-checkpoint5.safetensors"
@@ -55,6 +56,7 @@ def check_close(found, wanted):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
+@pytest.mark.sample(4)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(6))
 def test_codes_and_samples_are_equal(seed, tmp_path):
@@ -236,6 +238,27 @@ def test_streams_of_the_package(tmp_path):
         decoded = [package.decode(piece) for piece in codes.split(1, dim=2)]
     assert torch.equal(torch.cat(pieces, dim=2), codes)
     check_close(ours.decode(codes), torch.cat(decoded, dim=2))
+
+
+def test_what_is_not_used_is_not_prepared(tmp_path):
+    """Weights are reordered for the products at the first use of their side, and hashed when the fingerprint is asked
+    for, which is that of a tokenizer saved and loaded."""
+    tokenizer = opened(make(0), tmp_path)
+    weights = dict(tokenizer.net.named_parameters())
+    weights = {name: tensor for name, tensor in weights.items() if tensor.dim() > 1 and min(tensor.shape[:2]) > 1}
+
+    def laid_out(side):
+        return [not tokenizer.net.get_parameter(name).is_contiguous() for name in weights if name.startswith(side)]
+
+    assert not any(laid_out("encoder.") + laid_out("decoder.")) and "spec" not in vars(tokenizer)
+    codes = tokenizer.encode(torch.randn(1, 1, tokenizer.config.hop * 3)).codes
+    assert sum(laid_out("encoder.")) > 5 and not any(laid_out("decoder.")) and "spec" not in vars(tokenizer)
+    samples = tokenizer.decode(codes)
+    assert sum(laid_out("decoder.")) > 5 and "spec" not in vars(tokenizer)
+    tokenizer.save(tmp_path / "ours")
+    again = load_tokenizer(tmp_path / "ours")
+    assert again.spec == tokenizer.spec and torch.equal(again.decode(codes), samples)
+    assert read_public_codec(tmp_path).spec == tokenizer.spec
 
 
 def test_rotary_rows():

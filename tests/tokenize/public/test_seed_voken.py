@@ -54,6 +54,7 @@ def write_yaml(path, config, **other):
     path.write_text(yaml.safe_dump({"trainer": {"max_epochs": 3}, "model": described}))
 
 
+@pytest.mark.sample(2)
 @torch.no_grad()
 @pytest.mark.parametrize("averaged", [True, False])
 @pytest.mark.parametrize("seed", range(2))

@@ -68,6 +68,7 @@ def save(tensors, path):
     torch.save({"epoch": 3, "global_step": 7, "state_dict": tensors | losses, "lr_schedulers": []}, path)
 
 
+@pytest.mark.sample(4)
 @torch.no_grad()
 @pytest.mark.parametrize("attention", [None, [], [0], [0, 1]])
 @pytest.mark.parametrize("seed", range(2))
