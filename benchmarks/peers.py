@@ -36,6 +36,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import musicgen_whole
 import torch
 from torch import Tensor
 
@@ -251,12 +252,11 @@ def one(name: str, side: str, folder: Path, seconds: float, quick: bool) -> None
 
 def one_model(side: str, folder: Path, quick: bool) -> None:
     """As `one`, of the folder of MusicGen."""
-    whole = import_module("musicgen_whole")
-    whole.import_side(side)
+    musicgen_whole.import_side(side)
     start, used = time.perf_counter(), time.process_time()
-    model = whole.open_side(side, folder)
+    model = musicgen_whole.open_side(side, folder)
     found = {"load_s": time.perf_counter() - start, "load_cpu_s": time.process_time() - used}
-    whole.make_music(side, model, quick)
+    musicgen_whole.make_music(side, model, quick)
     found |= {"first_s": time.perf_counter() - start, "first_cpu_s": time.process_time() - used}
     print(json.dumps(found | {"peak_mb": peak_memory()}))
 
@@ -283,7 +283,7 @@ def compare_generation(turns: int, quick: bool) -> list[dict[str, Any]]:
 def compare_musicgen_folder(turns: int, quick: bool) -> list[dict[str, Any]]:
     """Rows of opening the whole folder, from benchmarks/musicgen_whole.py."""
     with tempfile.TemporaryDirectory() as folder:
-        import_module("musicgen_whole").make_folder(Path(folder), quick)
+        musicgen_whole.make_folder(Path(folder), quick)
         return rows_of_processes("musicgen-small", Path(folder), turns, 0.0, quick)
 
 

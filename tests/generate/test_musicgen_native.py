@@ -109,7 +109,7 @@ def test_from_one_layout_into_the_other_and_back(both, tmp_path):
     assert tessera.load(back, device="cpu").defaults == tessera.load(native, device="cpu").defaults
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3])
 def test_stereo(rows, tmp_path):
     model = make_composite(seed=3, books=8, channels=2)
@@ -149,6 +149,7 @@ def test_melody(tmp_path):
     assert tessera.load(tmp_path / "back", device="cpu").lm.config == native.lm.config
 
 
+@pytest.mark.slow
 def test_audiogen(tmp_path):
     model = make_composite(seed=2)
     config = xp_config("audiogen-medium", **sizes(model)) | {"sample_rate": 8000}

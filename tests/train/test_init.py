@@ -132,7 +132,7 @@ def test_what_is_frozen_stays(tiny_data, base, tmp_path, engine, dtype):
     assert {name.rsplit(".", 1)[0] for name in moments} == given.keys() - frozen
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_resumes_what_torch_froze(tiny_data, base, tmp_path, stage):
     """Frozen weights are in the checkpoint, whatever the engine."""

@@ -118,7 +118,7 @@ def left_alone(tiny_data, tmp_path_factory):
     return get
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "make, step",
     [

@@ -343,6 +343,7 @@ def say(*arguments):
     return run([str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_from_the_command_line(folders, tmp_path, capsys):
     """Evaluate, encode, decode, shards, train, export, generate."""
     folder, _ = folders("xcodec")

@@ -81,6 +81,7 @@ def test_written_back_nothing_has_changed(tmp_path):
     assert read_public_codec(tmp_path / "vae.pth", image_size=32).spec == ours.spec
 
 
+@pytest.mark.slow
 def test_sizes_of_images_and_scales(tmp_path):
     torch.save(make(2), tmp_path / "vae.pth")
     assert tessera.load_tokenizer(tmp_path, image_size=64).spec.geometry.scales[-2] == (24, 24)
