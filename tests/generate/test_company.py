@@ -175,6 +175,7 @@ def same(found: list[tuple[Tensor, ...]], wanted: list[tuple[Tensor, ...]]) -> b
     return all(torch.equal(*pair) for pair in pairs)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("make, exacts", CASES)
 def test_a_sample_depends_on_its_seed_alone(make, exacts):
     draw = make()

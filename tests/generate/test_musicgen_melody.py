@@ -66,6 +66,7 @@ def test_a_longer_recording_is_cut():
     assert torch.equal(chroma(samples, config), chroma(samples[:1000], config))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_text_alone(rows, guidance, melody, monkeypatch):
@@ -74,6 +75,7 @@ def test_text_alone(rows, guidance, melody, monkeypatch):
     check_same(result, theirs(melody[0], TEXTS[:rows], guidance, monkeypatch))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("seconds", [0.03, 0.5])  # shorter than the prefix, and longer
 @pytest.mark.parametrize("rows", [1, 4])
 def test_text_and_melody(rows, seconds, melody, monkeypatch):

@@ -79,6 +79,7 @@ def check_equal(found, expected):
         torch.testing.assert_close(found.tokenizer.net.state_dict()[name], tensor)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_text_gives_what_the_layout_of_transformers_gives(both, rows, guidance):

@@ -67,6 +67,7 @@ def check_same(result, expected):
     torch.testing.assert_close(torch.stack(result.media), samples, rtol=1e-5, atol=1e-5 * float(samples.abs().max()))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_text_gives_the_codes_and_samples_of_transformers(rows, guidance, whole, monkeypatch):

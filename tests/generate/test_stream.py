@@ -145,6 +145,7 @@ def folder(tmp_path_factory):
     return save_tiny_models(tmp_path_factory.mktemp("models"))
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("streams", CASES)
 def test_a_stream_equals_the_whole(streams, folder):
     for chunks, whole in streams(folder=folder):

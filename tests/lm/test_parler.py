@@ -136,6 +136,7 @@ MILLION = {"parler-mini_v0.1": 647, "parler-mini-v1": 878}
 """Parameters of the published models, those of Large v1 are not known here."""
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("weight", [parametrized, weight_g], ids=["parametrized", "weight_g"])
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_the_tensors_of_published_models(path, weight, tmp_path):

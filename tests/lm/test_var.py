@@ -149,6 +149,7 @@ def plain_logits(tensors, quantizer, heads, sides, label, codes):
     return linear(F.layer_norm(x, (D,), eps=1e-6) * (1 + scale) + shift, "head")
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("seed", range(10))
 def test_random_shapes(seed, tmp_path):
     generator = torch.Generator().manual_seed(seed)

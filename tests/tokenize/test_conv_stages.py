@@ -77,6 +77,7 @@ def streamed(stages, chunk, pieces, tail=None):
     return torch.cat([*found, *stream.finish(last, tail)])
 
 
+@pytest.mark.sample(18)
 @pytest.mark.parametrize("padding", ["zeros", "replicate", "reflect"])
 @pytest.mark.parametrize("seed", range(12))
 @torch.no_grad()
@@ -104,6 +105,7 @@ def test_a_stack_with_a_state_equals_one_pass_over_everything(seed, padding):
             assert torch.equal(streamed(stages, chunk, pieces, tail), whole)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("seed", range(24))
 @torch.no_grad()
 def test_a_stack_that_looks_ahead_equals_one_pass_over_everything(seed):
@@ -217,6 +219,7 @@ def test_each_step_is_computed_once():
     assert seen == [64] * 10
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize(
     ("window", "stride", "theta"), [(1, 2, 10.0), (5, 1, 100.0), (20, 2, 1e4), (40, 3, 1e4), (700, 1, 1e4)]

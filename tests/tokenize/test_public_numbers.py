@@ -40,6 +40,7 @@ def save_codec(kind, folder):
     return read_json(folder / "config.json")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["encodec", "dac", "mimi", "snac"])
 def test_a_number_is_refused_by_name_or_harmless(kind, tmp_path):
     """Every number of the config, and every number in its lists, exchanged for each hostile one."""

@@ -277,6 +277,7 @@ def test_a_killed_run_continues_as_if_nothing_had_been(spoken, trained, tmp_path
     assert_same_run(trained, tmp_path / "run")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("data", "lm"),
     [

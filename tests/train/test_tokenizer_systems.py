@@ -84,7 +84,7 @@ def media(tmp_path_factory):
     return folder
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("system", cases())
 def test_a_system_trains_and_its_codes_decode(system, media, tmp_path):
     data = read_yaml(FOLDER / f"{system}.yaml")

@@ -91,6 +91,7 @@ def test_their_own_encode_and_decode(tmp_path):
     torch.testing.assert_close(ours.decode(ours_too.codes, scales=ours_too.scales), decoded, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sample(2)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(4))
 def test_a_stream_equals_the_whole_and_a_batch_equals_its_rows(seed, tmp_path):

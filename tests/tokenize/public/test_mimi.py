@@ -178,6 +178,7 @@ def settings(config):
             "quantizer": quantizer, "transformer": transformer}  # fmt: skip
 
 
+@pytest.mark.sample(2)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(4))
 def test_native_files_hold_the_same_codec(seed, tmp_path):

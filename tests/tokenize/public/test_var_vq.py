@@ -49,6 +49,7 @@ def slow_scales(tensors, latents, sides):
     return torch.cat(codes, dim=1), total
 
 
+@pytest.mark.sample(2)
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(4))
 def test_codes_and_pixels_are_equal(seed, tmp_path):
