@@ -36,8 +36,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import musicgen_whole
 import torch
+from musicgen_whole import import_side, make_folder, make_music, open_side
 from torch import Tensor
 
 import tessera
@@ -252,11 +252,11 @@ def one(name: str, side: str, folder: Path, seconds: float, quick: bool) -> None
 
 def one_model(side: str, folder: Path, quick: bool) -> None:
     """As `one`, of the folder of MusicGen."""
-    musicgen_whole.import_side(side)
+    import_side(side)
     start, used = time.perf_counter(), time.process_time()
-    model = musicgen_whole.open_side(side, folder)
+    model = open_side(side, folder)
     found = {"load_s": time.perf_counter() - start, "load_cpu_s": time.process_time() - used}
-    musicgen_whole.make_music(side, model, quick)
+    make_music(side, model, quick)
     found |= {"first_s": time.perf_counter() - start, "first_cpu_s": time.process_time() - used}
     print(json.dumps(found | {"peak_mb": peak_memory()}))
 
@@ -283,7 +283,7 @@ def compare_generation(turns: int, quick: bool) -> list[dict[str, Any]]:
 def compare_musicgen_folder(turns: int, quick: bool) -> list[dict[str, Any]]:
     """Rows of opening the whole folder, from benchmarks/musicgen_whole.py."""
     with tempfile.TemporaryDirectory() as folder:
-        musicgen_whole.make_folder(Path(folder), quick)
+        make_folder(Path(folder), quick)
         return rows_of_processes("musicgen-small", Path(folder), turns, 0.0, quick)
 
 
