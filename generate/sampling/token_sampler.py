@@ -110,9 +110,7 @@ class Sampler:
             )
         if stream is not None and stream.has_end_frame and (config.end_bias or config.end_rule != "drawn"):
             name = "end_bias" if config.end_bias else "end_rule"
-            raise ValueError(
-                f"{name} was set, but the end of this model is a frame, not an id of its own; leave it out"
-            )
+            raise ValueError(f"{name} was set, but the end of this model is a frame of zeros, not an id; leave it out")
         self.end_bias, self.end_rule = config.end_bias, config.end_rule
         self.voice = 0 if stream is None else 1
         """The channel whose codes can be silence: codebook 0."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from ...tokenize.public.checkpoint import Checkpoint
@@ -34,6 +38,29 @@ def read_lm(
     lm = lm_of_tensors(config, spec, tensors, device, dtype, checkpoint.path)
     assert isinstance(lm, TokenLM)
     return lm
+
+
+def check_codec(folder: str | Path, spec: TokenSpec, books: int, codes: int) -> None:
+    """Raise ValueError unless a codec has as many codebooks and codes as a model in `folder`."""
+    if spec.cardinalities != (codes,) * books:
+        raise ValueError(
+            f"{folder}: the model has {books} codebooks of {codes} codes, the tokenizer '{spec.name}' "
+            f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
+        )
+
+
+def only_whole(layout: str, parts: str) -> Callable[..., None]:
+    """`PublicLayout.save` of a layout that has no language model alone: a function that raises ValueError.
+
+    parts: what it is always together with, for the message.
+    """
+
+    def save(*_: Any) -> None:
+        raise ValueError(
+            f"{layout}'s layout holds a language model together with {parts} only; convert the whole model directory"
+        )
+
+    return save
 
 
 def check_layout(layout: str, found: LMConfig, expected: LMConfig, num_codebooks: int) -> None:

@@ -43,7 +43,7 @@ from ..models.causal import TokenLM
 from ..ops.rotary import Llama3ScalingConfig, TimeRopeConfig
 from ..patterns.layouts import ParallelConfig
 from ..patterns.text_stream import TextStreamConfig
-from .conversion import check_layout, read_lm
+from .conversion import check_codec, check_layout, read_lm
 from .musicgen import UNKNOWN_CODEC
 from .text_lm import rope_settings, stack_terms
 
@@ -130,12 +130,7 @@ def load_csm(
     described, depth = read_csm_config(opened)
     config = csm_config(described, depth, str(opened.config_path))
     spec = spec or csm_spec(opened, described)
-    codes = (described["vocab_size"] - SPARE,) * described["num_codebooks"]
-    if spec.cardinalities != codes:
-        raise ValueError(
-            f"{folder}: the model has {len(codes)} codebooks of {codes[0]} codes, the tokenizer '{spec.name}' "
-            f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
-        )
+    check_codec(folder, spec, described["num_codebooks"], described["vocab_size"] - SPARE)
     checkpoint, table = opened.checkpoint, TABLE
     if OTHER_TABLE in checkpoint.shapes:
         table = TABLE if TABLE in checkpoint.shapes else OTHER_TABLE
@@ -377,13 +372,6 @@ def _sampling(held: dict[str, Any]) -> dict[str, Any]:
     read = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
     found = {name: default if held[name] is None else held[name] for name, default in read.items()}
     return found if held["do_sample"] else found | {"temperature": 0.0}
-
-
-def save_csm(folder: Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
-    """Raise ValueError: the layout has no language model alone."""
-    raise ValueError(
-        "CSM's layout holds a language model together with its codec only; convert the whole model directory"
-    )
 
 
 def save_csm_whole(folder: Path, model: LoadedModel, dtype: StorageName = "float32") -> None:

@@ -37,7 +37,7 @@ from ..models.causal import TokenLM
 from ..ops.rotary import SinusoidalConfig
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig
-from .conversion import check_layout, read_lm
+from .conversion import check_codec, check_layout, read_lm
 
 UNKNOWN_CODEC = "0" * 64
 """Fingerprint if the codec was not loaded."""
@@ -109,7 +109,8 @@ def load_musicgen(
         width = checkpoint.shapes[f"{PROJECTION}.weight"][-1] if f"{PROJECTION}.weight" in checkpoint.shapes else None
     config = musicgen_config(_decoder(described), width, str(folder / "config.json"), melody_sizes(described, folder))
     spec = spec or musicgen_spec(described, str(folder / "config.json"))
-    check_codes(spec, _decoder(described), folder)
+    decoder = _decoder(described)
+    check_codec(folder, spec, decoder["num_codebooks"], decoder["vocab_size"])
     return read_lm(checkpoint, musicgen_tensor_map(config, spec, prefix), config, spec, device, dtype)
 
 
@@ -208,16 +209,6 @@ def musicgen_config(
         specials=SpecialsConfig(start=0, pad=0),
         conditions=conditions,
     )
-
-
-def check_codes(spec: TokenSpec, decoder: dict[str, Any], folder: str | Path) -> None:
-    """Raise ValueError unless a tokenizer has the codebooks of a decoder with this config."""
-    books, codes = decoder["num_codebooks"], decoder["vocab_size"]
-    if spec.cardinalities != (codes,) * books:
-        raise ValueError(
-            f"{folder}: the model has {books} codebooks of {codes} codes, the tokenizer '{spec.name}' "
-            f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
-        )
 
 
 def musicgen_spec(described: dict[str, Any], where: str = "config.json") -> TokenSpec:

@@ -48,8 +48,8 @@ from ..conditioning.text_encoder import TextEncoder, open_text_encoder
 from ..config import LMConfig
 from ..generation_config import GenerationConfig
 from ..models.causal import TokenLM
-from .conversion import read_lm
-from .musicgen import MUSICGEN_DEFAULTS, TEXT_DROPOUT, check_codes, describe_musicgen, musicgen_config, musicgen_spec
+from .conversion import check_codec, read_lm
+from .musicgen import MUSICGEN_DEFAULTS, TEXT_DROPOUT, describe_musicgen, musicgen_config, musicgen_spec
 
 FILE = "state_dict.bin"
 CODEC_FOLDER, TEXT_FOLDER = "codec", "t5"
@@ -201,7 +201,7 @@ def load_musicgen_native(
         raise ValueError(f"{opened.where}: classifier_free_guidance.training_dropout must be below 1, found {dropped}")
     config = config.model_copy(update={"conditions": conditions})
     spec = spec or musicgen_spec(described, opened.where)
-    check_codes(spec, described, folder)
+    check_codec(folder, spec, described["num_codebooks"], described["vocab_size"])
     return read_lm(opened.checkpoint, musicgen_native_tensor_map(config, spec), config, spec, device, dtype)
 
 

@@ -49,7 +49,7 @@ from ..models.causal import TokenLM
 from ..ops.rotary import SinusoidalConfig, TimeRopeConfig, sinusoidal_embedding
 from ..patterns.layouts import DelayConfig
 from ..patterns.pattern import SpecialsConfig
-from .conversion import check_layout, read_lm
+from .conversion import check_codec, check_layout, read_lm
 from .musicgen import PROJECTION, UNKNOWN_CODEC
 from .rotary_order import interleaved_rows
 
@@ -117,11 +117,7 @@ def load_parler(
     described, decoder = read_parler_config(opened)
     config = parler_config(described, decoder, _text_width(opened), str(opened.config_path))
     spec = spec or parler_spec(opened, decoder)
-    if spec.cardinalities != (decoder["eos_token_id"],) * decoder["num_codebooks"]:
-        raise ValueError(
-            f"{folder}: the model has {decoder['num_codebooks']} codebooks of {decoder['eos_token_id']} codes, the "
-            f"tokenizer '{spec.name}' {list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
-        )
+    check_codec(folder, spec, decoder["num_codebooks"], decoder["eos_token_id"])
     tensor_map = parler_tensor_map(config, spec, decoder["vocab_size"], decoder["use_fused_lm_heads"])
     return read_lm(open_checkpoint(opened.path), tensor_map, config, spec, device, dtype)
 
@@ -348,14 +344,6 @@ def parler_tensor_map(config: LMConfig, spec: TokenSpec, vocab_size: int, fused:
         terms[f"{ours}ffn.down.weight"] = matrix(f"{theirs}fc2")
     ignored = (f"{TEXT}.", f"{CODEC}.", *(() if rotary else (SINUSOIDS,)))
     return TensorMap({name: terms[name] for name in parameter_shapes(config, spec)}, ignored=ignored)
-
-
-def save_parler(folder: Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
-    """Raise ValueError: the layout has no language model alone."""
-    raise ValueError(
-        "Parler's layout holds a language model together with its codec and its text encoder only; convert the whole "
-        "model directory"
-    )
 
 
 def save_parler_whole(folder: Path, model: LoadedModel, dtype: StorageName = "float32") -> None:

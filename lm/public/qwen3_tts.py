@@ -47,7 +47,7 @@ from ..models.causal import TokenLM
 from ..ops.rotary import TimeRopeConfig
 from ..patterns.layouts import ParallelConfig
 from ..patterns.pattern import SpecialsConfig
-from .conversion import check_layout, read_lm
+from .conversion import check_codec, check_layout, read_lm
 from .musicgen import UNKNOWN_CODEC
 from .qwen_text import LONGEST_TEXT, WHOLE, read_qwen_text, write_qwen_text
 from .text_lm import QK_NORM_EPS, rope_settings, stack_terms
@@ -168,12 +168,7 @@ def load_qwen3_tts(
     described = read_qwen3_tts_config(opened)
     config = qwen3_tts_config(described, str(opened.config_path))
     spec = spec or qwen3_tts_spec(opened, described)
-    codes = (described[PREDICTOR]["vocab_size"],) * described[TALKER]["num_code_groups"]
-    if spec.cardinalities != codes:
-        raise ValueError(
-            f"{folder}: the model has {len(codes)} codebooks of {codes[0]} codes, the tokenizer '{spec.name}' "
-            f"{list(spec.cardinalities)}; pass the spec of the tokenizer it was trained with"
-        )
+    check_codec(folder, spec, described[TALKER]["num_code_groups"], described[PREDICTOR]["vocab_size"])
     return read_lm(opened.checkpoint, qwen3_tts_tensor_map(config, spec), config, spec, device, dtype)
 
 
@@ -487,13 +482,6 @@ def qwen3_tts_defaults(folder: PublicFolder, spec: TokenSpec) -> GenerationConfi
         repetition_window=MAX_LOOK_BACK,
         min_frames=2,
         max_frames=max(2, min(values["max_new_tokens"], LONGEST) - 1),
-    )
-
-
-def save_qwen3_tts(folder: Path, lm: TokenLM, dtype: StorageName = "float32") -> None:
-    """Raise ValueError: the layout has no language model alone."""
-    raise ValueError(
-        "Qwen3-TTS's layout holds a language model together with its codec only; convert the whole model directory"
     )
 
 

@@ -23,8 +23,9 @@ from ..conditioning.text_encoder import TextEncoder
 from ..generation_config import GenerationConfig
 from ..models.transformer_lm import TransformerLM
 from ..quantization.packed_linear import WeightsName, check_weights, pack_
+from .conversion import only_whole
 from .csm import MODEL_TYPES as CSM_TYPES
-from .csm import csm_defaults, load_csm, read_csm_codec, read_csm_text, save_csm, save_csm_whole
+from .csm import csm_defaults, load_csm, read_csm_codec, read_csm_text, save_csm_whole
 from .llamagen import (
     is_llamagen,
     llamagen_defaults,
@@ -52,7 +53,6 @@ from .parler import (
     read_parler_codec,
     read_parler_text,
     read_parler_text_encoder,
-    save_parler,
     save_parler_whole,
 )
 from .qwen3_tts import MODEL_TYPES as QWEN3_TTS_TYPES
@@ -61,7 +61,6 @@ from .qwen3_tts import (
     qwen3_tts_defaults,
     read_qwen3_tts_codec,
     read_qwen3_tts_text,
-    save_qwen3_tts,
     save_qwen3_tts_whole,
 )
 from .unknown import refuse_unknown
@@ -113,7 +112,7 @@ PUBLIC = {
     "parler": PublicLayout(
         PARLER_TYPES,
         load_parler,
-        save_parler,
+        only_whole("Parler", "its codec and its text encoder"),
         parler_defaults,
         "the audio codec",
         read_tokenizer=read_parler_codec,
@@ -124,7 +123,7 @@ PUBLIC = {
     "csm": PublicLayout(
         CSM_TYPES,
         load_csm,
-        save_csm,
+        only_whole("CSM", "its codec"),
         csm_defaults,
         "the audio codec",
         read_tokenizer=read_csm_codec,
@@ -134,7 +133,7 @@ PUBLIC = {
     "qwen3-tts": PublicLayout(
         QWEN3_TTS_TYPES,
         load_qwen3_tts,
-        save_qwen3_tts,
+        only_whole("Qwen3-TTS", "its codec"),
         qwen3_tts_defaults,
         "the audio codec in speech_tokenizer/",
         read_tokenizer=read_qwen3_tts_codec,

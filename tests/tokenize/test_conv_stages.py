@@ -61,6 +61,16 @@ def random_stack(rng, padding, ragged, causal=True):
     return stack
 
 
+def random_signal(rng, frames, ragged):
+    """Frames, their mask and, if the signal may end inside the last one, the samples that this one has."""
+    x, mask = torch.randn(1, frames, 4, 2), torch.ones(1, frames, dtype=torch.bool)
+    if not ragged:
+        return x, mask, None
+    mask = mask[:, :, None].repeat(1, 1, 4)
+    mask[0, -1, rng.randint(1, 4) :] = False
+    return x, mask, mask[0, -1]
+
+
 def random_cuts(rng, count):
     """Sizes of pieces, possibly empty."""
     left = count
@@ -90,12 +100,7 @@ def test_a_stack_with_a_state_equals_one_pass_over_everything(seed, padding):
     if padding != "reflect":
         assert all(stage.extend is not None for stage in stages)
     for frames in (1, 2, 21, 70):
-        x, tail = torch.randn(1, frames, 4, 2), None
-        mask = torch.ones(1, frames, dtype=torch.bool)
-        if ragged:
-            mask = mask[:, :, None].repeat(1, 1, 4)
-            mask[0, -1, rng.randint(1, 4) :] = False
-            tail = mask[0, -1]
+        x, mask, tail = random_signal(rng, frames, ragged)
         wanted = stack(x, mask)[0]
         whole = streamed(stages, chunk, [x[0]], tail)
         end = frames if tail is None or stack.spans(mask)[-1].end == frames * 2 else frames - 1
@@ -118,12 +123,7 @@ def test_a_stack_that_looks_ahead_equals_one_pass_over_everything(seed):
     assert all(stage.extend is not None for stage in stages)
     assert stack.reach_ahead <= stack.late <= stack.reach_ahead + 1
     for frames in (1, 2, 21, 70):
-        x, tail = torch.randn(1, frames, 4, 2), None
-        mask = torch.ones(1, frames, dtype=torch.bool)
-        if ragged:
-            mask = mask[:, :, None].repeat(1, 1, 4)
-            mask[0, -1, rng.randint(1, 4) :] = False
-            tail = mask[0, -1]
+        x, mask, tail = random_signal(rng, frames, ragged)
         wanted = stack(x, mask)[0]
         whole = streamed(stages, chunk, [x[0]], tail)
         assert len(whole) == frames

@@ -80,7 +80,8 @@ def tokenizer_shapes(config: FrozenConfig) -> dict[str, Shape]:
     Raises:
         ValueError: the config asks for tensors of a size that does not exist.
     """
-    if not _last or _last[0][0] != config:
+    net = next((net for held, net in _last[:] if held == config), None)
+    if net is None:
         try:
             with torch.device("meta"):
                 net = empty_net(config)
@@ -89,23 +90,23 @@ def tokenizer_shapes(config: FrozenConfig) -> dict[str, Shape]:
                 f"the config of {config.name} asks for an impossible network: {one_line(error)[:150]}"
             ) from None
         _last[:] = [(config, net)]
-    return {name: tuple(tensor.shape) for name, tensor in _last[0][1].state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
 
 
 _last: list[tuple[FrozenConfig, Any]] = []
 """The last config and its network on the meta device: the tensor map and the reader of a checkpoint ask for the same,
-and the reader fills it."""
+and the reader takes it out to fill it. Threads may load at once, so a network is never put back."""
 
 
 def _net_to_fill(config: FrozenConfig) -> Any:
     """A network all of whose tensors are still to be set: the one that `tokenizer_shapes` made, unless it has tensors
     that no file stores."""
-    for held, net in _last:
-        tensors = dict(chain(net.named_parameters(), net.named_buffers()))
-        if held == config and net.state_dict().keys() == tensors.keys():
-            _last.clear()
-            return net
-    return empty_net(config)
+    try:
+        held, net = _last.pop()
+    except IndexError:
+        return empty_net(config)
+    tensors = dict(chain(net.named_parameters(), net.named_buffers()))
+    return net if held == config and net.state_dict().keys() == tensors.keys() else empty_net(config)
 
 
 def read_tokenizer(config: TokenizerConfig, tensor_map: TensorMap, checkpoint: Checkpoint) -> Tokenizer:

@@ -401,7 +401,7 @@ def write_mimi(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def mimi_part(tokenizer: Tokenizer, prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a tokenizer as a `MimiModel`, for a folder of its own or inside another model; raises as
+    """Config and tensors of a tokenizer as a `MimiModel`, for a separate folder or inside another model; raises as
     `write_mimi`. prefix: of the tensors' names."""
     values, levels = describe_mimi("Mimi", tokenizer.config)
     assert isinstance(tokenizer.config, AudioTokenizerConfig)

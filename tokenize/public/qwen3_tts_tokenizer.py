@@ -1,7 +1,7 @@
 """Qwen3-TTS-Tokenizer-12Hz in the layout of the package qwen-tts: config.json and model.safetensors.
 
 24 kHz, 12.5 frames a second, 16 codebooks of 2048 codes. The encoder is that of Mimi, of whose 32 codebooks the first
-16 are used; the decoder (`code2wav`) has code vectors of its own. Licence of code and weights: Apache-2.0.
+16 are used; the decoder (`code2wav`) has separate code vectors. Licence of code and weights: Apache-2.0.
 Source: Qwen3-TTS, arXiv:2601.15621; tensor names, config keys and class defaults of qwen-tts 0.1.1.
 
 The package decodes in chunks of 300 frames that see 25 frames before them, although attention reaches 71 frames

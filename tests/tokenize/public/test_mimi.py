@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -260,6 +261,15 @@ def test_what_is_not_used_is_not_prepared(tmp_path):
     again = load_tokenizer(tmp_path / "ours")
     assert again.spec == tokenizer.spec and torch.equal(again.decode(codes), samples)
     assert read_public_codec(tmp_path).spec == tokenizer.spec
+
+
+def test_threads_that_load_at_once_have_separate_networks(tmp_path):
+    one = opened(make(0), tmp_path)
+    codes = torch.randint(16, (1, len(one.cardinalities), 3))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: read_public_codec(tmp_path), range(12)))
+    assert len({id(tokenizer.net) for tokenizer in found}) == 12
+    assert all(torch.equal(tokenizer.decode(codes), one.decode(codes)) for tokenizer in found)
 
 
 def test_rotary_rows():

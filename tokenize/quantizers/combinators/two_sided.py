@@ -3,7 +3,7 @@
     encode   latents ──► nearest codes of `search` ──► codes
     decode   codes ──► code vectors of `lookup` ──► latents of the decoder
 
-Source: Qwen3-TTS (arXiv:2601.15621), whose encoder and decoder have codebooks of their own.
+Source: Qwen3-TTS (arXiv:2601.15621), whose encoder and decoder have separate codebooks.
 """
 
 from __future__ import annotations
