@@ -14,7 +14,19 @@
    and int4 would be bound by their conversion to floats, not by memory: with AVX2 or AVX-512 and x in bfloat16, x is
    quantized, and products and sums within a group of inputs are integers. For int8 x has 16 bits and a scale per 128
    inputs (finer than bfloat16 for numbers within 2^7 of the group's largest), for int4 8 bits and a scale per 32 or 64
-   inputs (its rounding error is a tenth of that of the weights; llama.cpp does the same with blocks of 32). */
+   inputs (its rounding error is a tenth of that of the weights; llama.cpp does the same with blocks of 32).
+
+   With AMX a tile register holds 4 outputs of 32 inputs, another 32 inputs of 16 rows: any number of rows up to 16 costs
+   what one costs. Registers of AVX-512 hold four rows; further rows read the weights from the cache once more, while
+   nothing is read from memory. Milliseconds of one thread, 4096 outputs of 4096 inputs in bfloat16, 8192 of 8192 else:
+
+       rows                      1      4      8      16     64     100
+       bfloat16  AVX-512         2.2    2.2    3.9    7.5    30
+                 AMX             2.4    1.8    2.1    2.7    6.4    9.7
+       int8      AVX-512         4.2    4.9    10     19     75     117
+                 AMX                           7.1    7.3    28     48
+       int4      AVX-512         1.7    2.4    5.4    11     45     70
+                 AMX                                  7.3    29     52 */
 
 #include <math.h>
 #include <stdint.h>
@@ -43,6 +55,13 @@ enum { LANES = 4, ROWS_AT_ONCE = 2 };
 #define DOTS 1
 #else
 #define DOTS 0
+#endif
+#if DOTS && defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__) && __has_include(<sys/syscall.h>)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TILES 1
+#else
+#define TILES 0
 #endif
 #ifndef WHOLE
 #define WHOLE 0
@@ -149,9 +168,11 @@ typedef struct {
 
 typedef struct {
     char *x;           /* per batch of rows_together rows: [inputs / 32, rows, 32], float32; bfloat16 for DOTS,
-                          int16 for WHOLE and int8; int8 [inputs / 128, rows, 128] for WHOLE and int4 */
+                          int16 for WHOLE and int8; int8 [inputs / 128, rows, 128] for WHOLE and int4. Tiles, per batch of up to
+                          16 rows: bfloat16 [inputs / 32, 16, rows, 2]; for int8 [inputs / 32, 2, 8, rows, 4], the upper
+                          and lower 8 bits; for int4 [inputs / 32, 8, rows, 4] */
     float *scales;     /* WHOLE and int8: [rows, groups], of x; WHOLE and int4: [rows, groups of x, 8], four times the
-                          scale of x and four times its sum */
+                          scale of x and four times its sum. Tiles, per batch: [groups, 16], for int4 [groups, 2, 16] */
     float *group_sums; /* int4: [rows, groups], sums of x */
     float *sums;       /* [rows, padded outputs] */
 } Operand;
@@ -164,7 +185,28 @@ static int64_t padded_outputs(const Matrix *m) { return (m->outputs + OUTPUTS - 
 static int multiplies_halves(const Matrix *m, int half) {
     return DOTS && half && m->kind == BFLOAT16;
 }
+/* Linux must allow a process the tile registers of AMX, which enlarge what it stores of a thread. */
+static int tiles_allowed(void) {
+#if TILES
+    static int known; /* 0: not asked, 1: allowed, 2: refused */
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    if (!known) known = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) ? 2 : 1;
+    return known == 1;
+#else
+    return 0;
+#endif
+}
 static int multiplies_whole(const Matrix *m, int half) { return WHOLE && half && (m->kind == INT8 || m->kind == INT4); }
+/* Sums of tiles in bfloat16 have other bits than those of AVX-512, so all rows take the same way. Whole sums have the
+   same, and few rows are faster without tiles. */
+static int multiplies_tiles(const Matrix *m, int half, int64_t rows) {
+    const int whole = multiplies_whole(m, half) && rows > (m->kind == INT8 ? 4 : 8);
+    return (multiplies_halves(m, half) || whole) && tiles_allowed();
+}
+/* Rows of a tile of x; where there are several tiles, all have so many, some of them zero. */
+static int64_t tile_rows(int64_t rows) { return rows < 16 ? rows : 16; }
+/* Rows that an operand has memory for. */
+static int64_t padded_rows(int64_t rows) { return rows < 16 ? rows : (rows + 15) / 16 * 16; }
 static int64_t whole_group(const Matrix *m) { return m->kind != INT4 ? WHOLE_GROUP : m->group < 64 ? m->group : 64; }
 
 /* Store the sums of a row plus `added`. */
@@ -294,7 +336,10 @@ INLINE void block_of_dots(const Matrix *m, const Operand *operand, int64_t block
 #if WHOLE
 /* Registers of integers. add_pairs: sum + a . b of pairs of 16 bits; add_bytes: of unsigned by signed 8 bits, products of
    at most 15 * 127; both to 32 bits. split_scales: the scales and offsets of the groups `one` and `other` (AVX2: `one`
-   alone) as floats. */
+   alone) as floats.
+
+   Sums within a group are added as integers, so they are the same in any order. sums_in_quarters: of four registers, the
+   sum of each within every quarter (AVX2: half). add_to_group: these sums times their scales, and 1 times the shifts. */
 #if defined(AVX512)
 typedef __m512i integers;
 INLINE integers load_integers(const void *from) { return _mm512_loadu_si512(from); }
@@ -325,12 +370,24 @@ INLINE floats split_scales(const uint16_t *scales, int64_t one, int64_t other) {
     const __m128i second = _mm_loadu_si128((const __m128i *)(scales + 8 * other));
     return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_set_m128i(second, first)), 16);
 }
-INLINE floats scale_of(floats both, int o) { /* element o of each half, in the whole half */
-    const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8);
-    return (floats)_mm512_permutexvar_ps(_mm512_add_epi32(halves, _mm512_set1_epi32(o)), (__m512)both);
+INLINE integers sums_in_quarters(integers a, integers b, integers c, integers d) {
+    const integers ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const integers cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
 }
-INLINE float4 shift_of(floats both) {
-    return (float4)_mm_add_ps(_mm512_extractf32x4_ps((__m512)both, 1), _mm512_extractf32x4_ps((__m512)both, 3));
+INLINE __m128i add_quarters(integers x) {
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+INLINE floats add_to_group(floats sums, integers quarters, floats both) {
+    const __m512i totals = _mm512_add_epi32(quarters, _mm512_shuffle_i64x2(quarters, quarters, 0xB1));
+    const __m512 numbers = _mm512_mask_cvtepi32_ps(_mm512_set1_ps(1), 0x0F0F, totals);
+    return (floats)_mm512_fmadd_ps(numbers, (__m512)both, (__m512)sums);
+}
+INLINE float4 sum_of_groups(floats sums) {
+    const __m512 x = (__m512)sums;
+    return (float4)_mm_add_ps(_mm_add_ps(_mm512_castps512_ps128(x), _mm512_extractf32x4_ps(x, 2)),
+        _mm_add_ps(_mm512_extractf32x4_ps(x, 1), _mm512_extractf32x4_ps(x, 3)));
 }
 #else
 typedef __m256i integers;
@@ -350,11 +407,30 @@ INLINE floats split_scales(const uint16_t *scales, int64_t one, int64_t other) {
     (void)other;
     return load_bfloat16(scales + 8 * one);
 }
-INLINE floats scale_of(floats both, int o) {
-    return (floats)_mm256_permutevar8x32_ps((__m256)both, _mm256_set1_epi32(o));
+INLINE integers sums_in_quarters(integers a, integers b, integers c, integers d) {
+    const integers ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    const integers cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
 }
-INLINE float4 shift_of(floats both) { return (float4)_mm256_extractf128_ps((__m256)both, 1); }
+INLINE __m128i add_quarters(integers x) {
+    return _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+INLINE floats add_to_group(floats sums, integers quarters, floats both) {
+    const __m256i totals = _mm256_add_epi32(quarters, _mm256_permute2x128_si256(quarters, quarters, 1));
+    return sums + (floats)_mm256_blend_ps(_mm256_cvtepi32_ps(totals), _mm256_set1_ps(1), 0xF0) * both;
+}
+INLINE float4 sum_of_groups(floats sums) {
+    return (float4)_mm_add_ps(_mm256_castps256_ps128((__m256)sums), _mm256_extractf128_ps((__m256)sums, 1));
+}
 #endif
+/* a * b + c, rounded once where the CPU can: never left to the compiler, as all kernels must round alike */
+INLINE float4 add_products(float4 a, float b, float4 c) {
+#if defined(__FMA__)
+    return (float4)_mm_fmadd_ps((__m128)a, _mm_set1_ps(b), (__m128)c);
+#else
+    return a * b + c;
+#endif
+}
 enum { WHOLE_PARTS = INPUTS / (2 * LANES) }; /* registers for 32 integers of 16 bits */
 
 INLINE void block_of_whole8(const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
@@ -362,8 +438,8 @@ INLINE void block_of_whole8(const Matrix *m, const Operand *operand, int64_t blo
     const int64_t groups = (inputs + WHOLE_GROUP - 1) / WHOLE_GROUP;
     const char *weight = m->weight + block * OUTPUTS * inputs;
     const int16_t *x = (const int16_t *)operand->x + first * inputs;
-    floats sums[OUTPUTS][ROWS_AT_ONCE];
-    EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = (floats){0};
+    float4 sums[ROWS_AT_ONCE];
+    EACH(b, rows) sums[b] = (float4){0};
     for (int64_t g = 0, tile = 0; g < groups; g++) {
         integers inner[OUTPUTS][ROWS_AT_ONCE];
         EACH(o, OUTPUTS) EACH(b, rows) inner[o][b] = (integers){0};
@@ -379,10 +455,13 @@ INLINE void block_of_whole8(const Matrix *m, const Operand *operand, int64_t blo
             }
             x += rows * INPUTS, weight += OUTPUTS * INPUTS;
         }
-        EACH(b, rows) EACH(o, OUTPUTS)
-            sums[o][b] += to_floats(inner[o][b]) * operand->scales[(first + b) * groups + g];
+        EACH(b, rows) {
+            const integers quarters = sums_in_quarters(inner[0][b], inner[1][b], inner[2][b], inner[3][b]);
+            sums[b] = add_products(
+                (float4)_mm_cvtepi32_ps(add_quarters(quarters)), operand->scales[(first + b) * groups + g], sums[b]);
+        }
     }
-    EACH(b, rows) put_sums(operand->sums + (first + b) * outputs + block * OUTPUTS, sums, b, (float4){0});
+    EACH(b, rows) *(float4 *)(operand->sums + (first + b) * outputs + block * OUTPUTS) = sums[b];
 }
 
 /* A register holds the numbers of one tile of 32 inputs in its lower 4 bits, of the next in its higher; AVX-512 has two
@@ -393,38 +472,231 @@ INLINE void block_of_whole4(
     const int64_t line = INT4_INPUTS / 2, size = whole_group(m), own = inputs / size; /* groups of x */
     const char *weight = m->weight + block * OUTPUTS * inputs / 2, *x = operand->x + first * inputs;
     const uint16_t *scales = (const uint16_t *)m->scales + block * groups * 2 * OUTPUTS;
-    floats sums[OUTPUTS][ROWS_AT_ONCE], shifts[ROWS_AT_ONCE];
-    EACH(b, rows) shifts[b] = (floats){0};
-    EACH(o, OUTPUTS) EACH(b, rows) sums[o][b] = (floats){0};
+    floats sums[ROWS_AT_ONCE]; /* scaled sums of the groups `one`, shifts of them, and the same of `other` */
+    EACH(b, rows) sums[b] = (floats){0};
     for (int64_t i = 0; i < inputs; i += INT4_INPUTS, weight += OUTPUTS * line, x += rows * INT4_INPUTS) {
         fetch(weight, OUTPUTS * line);
         EACH(h, HALVES) EACH(plane, 1 + fine) {
             const int64_t one = i + h * 64 + plane * INPUTS, other = one + 64;
             const floats of_weights = split_scales(scales, one / m->group, other / m->group);
-            floats both[ROWS_AT_ONCE];
-            EACH(b, rows) {
-                both[b] = of_weights * of_groups(operand->scales + (first + b) * own * 8, one / size, other / size);
-                shifts[b] += both[b];
-            }
+            integers inner[OUTPUTS][ROWS_AT_ONCE];
             EACH(o, OUTPUTS) {
                 const integers two = load_integers(weight + o * line + h * INPUTS);
                 const integers low = low_numbers(two), high = high_numbers(two);
                 EACH(b, rows) {
                     const char *xs = x + b * INT4_INPUTS + h * 64;
-                    integers inner = (integers){0};
-                    if (!plane) inner = add_bytes(inner, low, load_integers(xs));
-                    if (plane || !fine) inner = add_bytes(inner, high, load_integers(xs + 4 * LANES));
-                    sums[o][b] += to_floats(inner) * scale_of(both[b], o);
+                    inner[o][b] = (integers){0};
+                    if (!plane) inner[o][b] = add_bytes(inner[o][b], low, load_integers(xs));
+                    if (plane || !fine) inner[o][b] = add_bytes(inner[o][b], high, load_integers(xs + 4 * LANES));
                 }
+            }
+            EACH(b, rows) {
+                const integers quarters = sums_in_quarters(inner[0][b], inner[1][b], inner[2][b], inner[3][b]);
+                const floats of_x = of_groups(operand->scales + (first + b) * own * 8, one / size, other / size);
+                sums[b] = add_to_group(sums[b], quarters, of_weights * of_x);
             }
         }
     }
-    EACH(b, rows)
-        put_sums(operand->sums + (first + b) * outputs + block * OUTPUTS, sums, b, shift_of(shifts[b]));
+    EACH(b, rows) *(float4 *)(operand->sums + (first + b) * outputs + block * OUTPUTS) = sum_of_groups(sums[b]);
 }
 #endif
 
-/* dots: 1 for bfloat16 products, 2 for integer products */
+#if TILES
+/* Products of tile registers: 4 outputs of 32 inputs by 32 inputs of up to TILE_ROWS rows. Of x a tile has a line for
+   each 4 bytes of inputs (two of bfloat16, four of 8 bits), which holds them for all rows. */
+enum { TILE_ROWS = 16, BLOCKS_AT_ONCE = 3 };
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t line_bytes[8], unused[8];
+    uint8_t lines[8], unused_too[8];
+} TileConfig;
+
+/* Registers of a config: `weights` with lines of so many bytes, then `of_x` for so many rows, the others sums. */
+static TileConfig tile_config(int weights, int of_x, int line_bytes, int64_t rows) {
+    TileConfig config = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        config.lines[i] = i < weights || i >= weights + of_x ? OUTPUTS : line_bytes / 4;
+        config.line_bytes[i] = (uint16_t)(i < weights ? line_bytes : 4 * tile_rows(rows));
+    }
+    return config;
+}
+
+/* Loads of tiles are not noticed by the CPU's own prefetch: far ahead to L2, near to L1. */
+INLINE void fetch_tile(const char *weight, int64_t bytes) {
+    EACH(i, bytes / 64) __builtin_prefetch(weight + 512 + i * 64);
+    EACH(i, bytes / 64) __builtin_prefetch(weight + 8192 + i * 64, 0, 2);
+}
+
+/* Write the sums of OUTPUTS registers, one number a row. */
+INLINE void put_rows(
+    const Matrix *m, const Operand *operand, int64_t block, int64_t first, int64_t rows, const float sums[][TILE_ROWS]) {
+    const int64_t outputs = padded_outputs(m);
+    for (int64_t b = 0; b < TILE_ROWS && first + b < rows; b++)
+        EACH(o, OUTPUTS) operand->sums[(first + b) * outputs + block * OUTPUTS + o] = sums[o][b];
+}
+
+/* bfloat16: registers 0 to 2 are weights of three blocks, 3 is x, 4 to 6 are sums. Blocks are taken one by one from
+   memory, since the CPU reads one stream faster than three; but if there are more rows, three at once, since then
+   loading x takes longest (`several`, constant after inlining). */
+INLINE void tiles_of_bfloat16(
+    int several, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int64_t rows) {
+    const int64_t inputs = padded_inputs(m), size = OUTPUTS * inputs * 2, tile = OUTPUTS * INPUTS * 2;
+    const int64_t line = 4 * tile_rows(rows);
+    const char *weight = m->weight + block * size, *end = weight + size, *x = operand->x + first * inputs * 2;
+    float totals[BLOCKS_AT_ONCE][OUTPUTS][TILE_ROWS];
+    _tile_zero(4);
+    if (several) { _tile_zero(5); _tile_zero(6); }
+    for (; weight < end; weight += tile, x += line * (INPUTS / 2)) {
+        _tile_loadd(3, x, line);
+        fetch_tile(weight, tile);
+        _tile_loadd(0, weight, INPUTS * 2);
+        _tile_dpbf16ps(4, 0, 3);
+        if (several) {
+            fetch_tile(weight + size, tile);
+            _tile_loadd(1, weight + size, INPUTS * 2);
+            _tile_dpbf16ps(5, 1, 3);
+            fetch_tile(weight + 2 * size, tile);
+            _tile_loadd(2, weight + 2 * size, INPUTS * 2);
+            _tile_dpbf16ps(6, 2, 3);
+        }
+    }
+    _tile_stored(4, totals[0], 64);
+    if (several) { _tile_stored(5, totals[1], 64); _tile_stored(6, totals[2], 64); }
+    for (int i = 0; i < (several ? BLOCKS_AT_ONCE : 1); i++) put_rows(m, operand, block + i, first, rows, totals[i]);
+}
+
+/* int8: registers 0 and 1 are weights of two blocks, 2 and 3 the upper and lower 8 bits of x, 4 to 7 sums of their
+   products. Sums within a group are whole, and they are scaled and added as by block_of_whole8, so they have its bits. */
+INLINE void tiles_of_int8(
+    int several, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int64_t rows) {
+    const int64_t inputs = padded_inputs(m), groups = (inputs + WHOLE_GROUP - 1) / WHOLE_GROUP;
+    const int64_t size = OUTPUTS * inputs, tile = OUTPUTS * INPUTS, line = 4 * tile_rows(rows), plane = line * INPUTS / 4;
+    const char *weight = m->weight + block * size, *end = weight + size, *x = operand->x + first * inputs * 2;
+    const float *scales = operand->scales + first * groups;
+    __m512 sums[2][OUTPUTS];
+    int32_t whole[4][OUTPUTS][TILE_ROWS] = {0};
+    EACH(i, 2) EACH(o, OUTPUTS) sums[i][o] = _mm512_setzero_ps();
+    for (; weight < end; scales += TILE_ROWS) {
+        const char *last = weight + WHOLE_GROUP * OUTPUTS < end ? weight + WHOLE_GROUP * OUTPUTS : end;
+        _tile_zero(4);
+        _tile_zero(5);
+        if (several) { _tile_zero(6); _tile_zero(7); }
+        for (; weight < last; weight += tile, x += 2 * plane) {
+            _tile_loadd(2, x, line);
+            _tile_loadd(3, x + plane, line);
+            fetch_tile(weight, tile);
+            _tile_loadd(0, weight, INPUTS);
+            _tile_dpbssd(4, 0, 2);
+            _tile_dpbsud(5, 0, 3);
+            if (several) {
+                fetch_tile(weight + size, tile);
+                _tile_loadd(1, weight + size, INPUTS);
+                _tile_dpbssd(6, 1, 2);
+                _tile_dpbsud(7, 1, 3);
+            }
+        }
+        _tile_stored(4, whole[0], 64);
+        _tile_stored(5, whole[1], 64);
+        if (several) { _tile_stored(6, whole[2], 64); _tile_stored(7, whole[3], 64); }
+        const __m512 scale = _mm512_loadu_ps(scales);
+        EACH(i, 2) EACH(o, OUTPUTS) if (i == 0 || several) {
+            const __m512i upper = _mm512_slli_epi32(_mm512_loadu_si512(whole[2 * i][o]), 8);
+            const __m512i total = _mm512_add_epi32(upper, _mm512_loadu_si512(whole[2 * i + 1][o]));
+            sums[i][o] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, sums[i][o]);
+        }
+    }
+    for (int i = 0; i < (several ? 2 : 1); i++) {
+        float totals[OUTPUTS][TILE_ROWS];
+        EACH(o, OUTPUTS) _mm512_storeu_ps(totals[o], sums[i][o]);
+        put_rows(m, operand, block + i, first, rows, totals);
+    }
+}
+
+/* int4: registers 0 and 1 are weights, one number a byte, 2 and 3 are x, 4 to 7 sums of the groups of 128 inputs. Scaled
+   and added as by block_of_whole4: `one` and `other` group of a register apart, and apart from them their shifts. `fine`:
+   each tile has its own scale (constant after inlining). */
+INLINE void tiles_of_int4(
+    int fine, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int64_t rows) {
+    const int64_t inputs = padded_inputs(m), groups = inputs / m->group, size = whole_group(m);
+    const int64_t line = 4 * tile_rows(rows), tile = line * INPUTS / 4, bytes = INT4_INPUTS / 2;
+    const char *weight = m->weight + block * OUTPUTS * inputs / 2, *x = operand->x + first * inputs;
+    const uint16_t *of_weights = (const uint16_t *)m->scales + block * groups * 2 * OUTPUTS;
+    const float *of_x = operand->scales + first / TILE_ROWS * (inputs / size) * 2 * TILE_ROWS;
+    __m512 sums[4][OUTPUTS]; /* scaled `one`, shifts of `one`, scaled `other`, shifts of `other` */
+    int32_t whole[OUTPUTS][TILE_ROWS] = {0};
+    uint8_t low[OUTPUTS][64], high[OUTPUTS][64];
+    EACH(i, 4) EACH(o, OUTPUTS) sums[i][o] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < inputs; i += INT4_INPUTS, weight += OUTPUTS * bytes, x += 4 * tile) {
+        fetch(weight, OUTPUTS * bytes);
+        EACH(o, OUTPUTS) {
+            const __m512i two = _mm512_loadu_si512(weight + o * bytes);
+            _mm512_storeu_si512(low[o], low_numbers(two));
+            _mm512_storeu_si512(high[o], high_numbers(two));
+        }
+        _tile_zero(4);
+        _tile_zero(6);
+        _tile_loadd(0, low, 64);
+        _tile_loadd(2, x, line);
+        _tile_dpbusd(4, 0, 2);
+        _tile_loadd(1, high, 64);
+        _tile_loadd(3, x + tile, line);
+        if (fine) { _tile_zero(5); _tile_dpbusd(5, 1, 3); }
+        else _tile_dpbusd(4, 1, 3);
+        _tile_loadd(0, &low[0][32], 64);
+        _tile_loadd(2, x + 2 * tile, line);
+        _tile_dpbusd(6, 0, 2);
+        _tile_loadd(1, &high[0][32], 64);
+        _tile_loadd(3, x + 3 * tile, line);
+        if (fine) { _tile_zero(7); _tile_dpbusd(7, 1, 3); }
+        else _tile_dpbusd(6, 1, 3);
+        EACH(plane, 1 + fine) EACH(other, 2) {
+            const int64_t at = i + plane * INPUTS + other * 64;
+            if (plane) { if (other) _tile_stored(7, whole, 64); else _tile_stored(5, whole, 64); }
+            else { if (other) _tile_stored(6, whole, 64); else _tile_stored(4, whole, 64); }
+            const __m512 scale = _mm512_loadu_ps(of_x + at / size * 2 * TILE_ROWS);
+            const __m512 total = _mm512_loadu_ps(of_x + (at / size * 2 + 1) * TILE_ROWS);
+            const uint16_t *own = of_weights + at / m->group * 2 * OUTPUTS;
+            EACH(o, OUTPUTS) {
+                const __m512 scales = _mm512_mul_ps(_mm512_set1_ps(from_bfloat16(own[o])), scale);
+                const __m512 shifts = _mm512_mul_ps(_mm512_set1_ps(from_bfloat16(own[OUTPUTS + o])), total);
+                const __m512 numbers = _mm512_cvtepi32_ps(_mm512_loadu_si512(whole[o]));
+                sums[2 * other][o] = _mm512_fmadd_ps(numbers, scales, sums[2 * other][o]);
+                sums[2 * other + 1][o] = _mm512_fmadd_ps(_mm512_set1_ps(1), shifts, sums[2 * other + 1][o]);
+            }
+        }
+    }
+    float totals[OUTPUTS][TILE_ROWS];
+    EACH(o, OUTPUTS) {
+        const __m512 scaled = _mm512_add_ps(sums[0][o], sums[2][o]), shifts = _mm512_add_ps(sums[1][o], sums[3][o]);
+        _mm512_storeu_ps(totals[o], _mm512_add_ps(scaled, shifts));
+    }
+    put_rows(m, operand, block, first, rows, totals);
+}
+
+static void blocks_of_tiles(const Matrix *m, const Operand *operand, int64_t from, int64_t to, int64_t rows) {
+    const TileConfig own = m->kind == BFLOAT16 ? tile_config(3, 1, 64, rows) : tile_config(2, 2, 32, rows);
+    TileConfig before; /* of other libraries in this thread */
+    _tile_storeconfig(&before);
+    _tile_loadconfig(&own);
+    int64_t block = from;
+    if (m->kind == BFLOAT16 && rows > TILE_ROWS)
+        for (; block + 3 <= to; block += 3)
+            for (int64_t first = 0; first < rows; first += TILE_ROWS) tiles_of_bfloat16(1, m, operand, block, first, rows);
+    if (m->kind == INT8)
+        for (; block + 2 <= to; block += 2)
+            for (int64_t first = 0; first < rows; first += TILE_ROWS) tiles_of_int8(1, m, operand, block, first, rows);
+    for (; block < to; block++)
+        for (int64_t first = 0; first < rows; first += TILE_ROWS) {
+            if (m->kind == BFLOAT16) tiles_of_bfloat16(0, m, operand, block, first, rows);
+            else if (m->kind == INT8) tiles_of_int8(0, m, operand, block, first, rows);
+            else if (m->group < 64) tiles_of_int4(1, m, operand, block, first, rows);
+            else tiles_of_int4(0, m, operand, block, first, rows);
+        }
+    _tile_loadconfig(&before);
+}
+#endif
+
+/* dots: 1 for bfloat16 products, 2 for integer products, 3 for products of tiles */
 INLINE void block_of_kind(
     int kind, int dots, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int rows) {
 #if WHOLE
@@ -462,6 +734,9 @@ static void run_blocks(const Matrix *m, int dots, const Operand *operand, int64_
     if (m->kind == INT8 && dots == 2) blocks_of_kind(INT8, 2, m, operand, from, to, rows);
     if (m->kind == INT4 && dots == 2) blocks_of_kind(INT4, 2, m, operand, from, to, rows);
 #endif
+#if TILES
+    if (dots == 3) return blocks_of_tiles(m, operand, from, to, rows);
+#endif
     if (m->kind == INT8 && !dots) blocks_of_kind(INT8, 0, m, operand, from, to, rows);
 #if DOTS
     if (m->kind == BFLOAT16 && dots == 1) blocks_of_kind(BFLOAT16, 1, m, operand, from, to, rows);
@@ -472,7 +747,7 @@ static void run_blocks(const Matrix *m, int dots, const Operand *operand, int64_
 
 /* Size of a matrix's operand in floats. */
 static int64_t room_for(const Matrix *m, int64_t rows) {
-    return rows * (padded_inputs(m) + padded_inputs(m) / INPUTS + padded_outputs(m)) + 3 * 16;
+    return padded_rows(rows) * (padded_inputs(m) + padded_inputs(m) / INPUTS + padded_outputs(m)) + 3 * 16;
 }
 
 /* Offset of tile `tile` of `size` inputs of row `b` in an operand's x, in elements. */
@@ -488,6 +763,8 @@ INLINE int64_t place_in_whole4(int64_t t) { return HALVES == 1 ? (t % 2 * 2 + t 
 static void lay_out_whole(const Matrix *m, const float *x, int64_t rows, const Operand *operand) {
     const int64_t inputs = padded_inputs(m), group = whole_group(m), groups = (inputs + group - 1) / group;
     const float most = m->kind == INT4 ? 127 : 32767;
+    const int tiles = multiplies_tiles(m, 1, rows);
+    const int64_t width = tile_rows(rows);
     for (int64_t b = 0; b < rows; b++)
         for (int64_t g = 0; g < groups; g++) {
             float numbers[WHOLE_GROUP] = {0}, largest = 0, total = 0;
@@ -505,7 +782,15 @@ static void lay_out_whole(const Matrix *m, const float *x, int64_t rows, const O
                     rounded[i] = (int32_t)(number + (number < 0 ? -0.5f : 0.5f));
                     whole += rounded[i];
                 }
-                if (m->kind == INT4) {
+                if (tiles) {
+                    const int64_t first = b / 16 * 16, planes = m->kind == INT8 ? 2 : 1;
+                    int8_t *to = (int8_t *)operand->x + (first * inputs + tile * INPUTS * width) * planes + 4 * (b - first);
+                    for (int i = 0; i < INPUTS; i++) {
+                        int8_t *place = to + i / 4 * 4 * width + i % 4;
+                        *place = (int8_t)(m->kind == INT8 ? rounded[i] >> 8 : rounded[i]);
+                        if (m->kind == INT8) place[INPUTS * width] = (int8_t)(rounded[i] & 255);
+                    }
+                } else if (m->kind == INT4) {
                     int8_t *to = (int8_t *)operand->x + place_of(m, b, tile / 4, rows, INT4_INPUTS);
                     for (int i = 0; i < INPUTS; i++) to[place_in_whole4(tile % 4) + i] = (int8_t)rounded[i];
                 } else {
@@ -514,22 +799,44 @@ static void lay_out_whole(const Matrix *m, const float *x, int64_t rows, const O
                 }
             }
             float *scales = operand->scales + (b * groups + g) * (m->kind == INT4 ? 8 : 1);
-            if (m->kind == INT4) EACH(o, OUTPUTS) scales[o] = scale, scales[OUTPUTS + o] = scale * whole;
+            if (tiles) {
+                const int64_t place = b / 16 * groups + g;
+                if (m->kind == INT8) operand->scales[place * 16 + b % 16] = scale;
+                else operand->scales[place * 32 + b % 16] = scale, operand->scales[place * 32 + 16 + b % 16] = scale * whole;
+            } else if (m->kind == INT4) EACH(o, OUTPUTS) scales[o] = scale, scales[OUTPUTS + o] = scale * whole;
             else *scales = scale;
         }
 }
 
+#if TILES
+/* x [rows, inputs] rounded to bfloat16, in tiles; the memory is zero. */
+static void lay_out_tiles(const Matrix *m, const float *x, int64_t rows, const Operand *operand) {
+    const int64_t inputs = padded_inputs(m), width = tile_rows(rows);
+    for (int64_t b = 0; b < rows; b++) {
+        uint16_t *to = (uint16_t *)operand->x + b / TILE_ROWS * TILE_ROWS * inputs + 2 * (b % TILE_ROWS);
+        for (int64_t i = 0; i < m->inputs; i++) to[i / 2 * 2 * width + i % 2] = to_bfloat16(x[b * m->inputs + i]);
+    }
+}
+#endif
+
 /* x [rows, inputs] in the kernels' layout, rounded to bfloat16 if `half`. */
 static Operand lay_out(const Matrix *m, const float *x, int64_t rows, int half, float *memory) {
     const int64_t inputs = padded_inputs(m), groups = m->kind == INT4 ? inputs / m->group : 0;
-    Operand operand = {(char *)memory, memory + rows * inputs / 2, memory + rows * inputs, 0};
-    operand.sums = operand.group_sums + (rows * groups + 15) / 16 * 16;
+    const int64_t most = padded_rows(rows);
+    Operand operand = {(char *)memory, memory + most * inputs / 2, memory + most * inputs, 0};
+    operand.sums = operand.group_sums + (most * groups + 15) / 16 * 16;
     const int dots = multiplies_halves(m, half);
-    memset(memory, 0, sizeof(float) * rows * (inputs + groups));
+    memset(memory, 0, sizeof(float) * most * (inputs + groups));
     if (multiplies_whole(m, half)) {
         lay_out_whole(m, x, rows, &operand);
         return operand;
     }
+#if TILES
+    if (multiplies_tiles(m, half, rows)) {
+        lay_out_tiles(m, x, rows, &operand);
+        return operand;
+    }
+#endif
     for (int64_t b = 0; b < rows; b++) {
         for (int64_t tile = 0; tile * INPUTS < m->inputs; tile++) {
             const int64_t to = place_of(m, b, tile, rows, INPUTS);
@@ -555,7 +862,8 @@ static Operand lay_out(const Matrix *m, const float *x, int64_t rows, int half, 
 /* The outputs from..to, scaled and with bias; from and to count blocks of 4. */
 static void multiply(const Matrix *m, const Operand *operand, int64_t from, int64_t to, int64_t rows, int half) {
     const int64_t outputs = padded_outputs(m);
-    run_blocks(m, multiplies_whole(m, half) ? 2 : multiplies_halves(m, half), operand, from, to, rows);
+    const int dots = multiplies_tiles(m, half, rows) ? 3 : multiplies_whole(m, half) ? 2 : multiplies_halves(m, half);
+    run_blocks(m, dots, operand, from, to, rows);
     for (int64_t b = 0; b < rows; b++) {
         float *sums = operand->sums + b * outputs;
         const int64_t last = to * OUTPUTS < m->outputs ? to * OUTPUTS : m->outputs;
@@ -591,6 +899,9 @@ static void write_floats(const float *from, int64_t count, int half, void *to, i
 static float *room(int64_t floats_needed) {
     return aligned_alloc(64, (sizeof(float) * floats_needed + 63) / 64 * 64);
 }
+
+/* Rows that gemv_linear should be given at once: more of them read the weights once, as long as x is in the L2 cache. */
+int gemv_rows_at_once(const Matrix *m, int half) { return multiplies_tiles(m, half, 64) ? 64 : 16; }
 
 /* x [rows, inputs] and y [rows, outputs] are float32, or bfloat16 if `half`. Returns 0, or 1 if out of memory. */
 int gemv_linear(const Matrix *m, const void *x, void *y, int64_t rows, int half, int threads) {

@@ -141,7 +141,8 @@ def multiply(x: Tensor, matrix: Matrix) -> Tensor:
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], matrix.outputs))
     half, threads = _is_half(x), torch.get_num_threads()
-    inputs, outputs = (rows.view(-1, rows.shape[-1]).split(MAX_ROWS) for rows in (x, y))
+    at_once = library().rows_at_once(matrix, half)
+    inputs, outputs = (rows.view(-1, rows.shape[-1]).split(at_once) for rows in (x, y))
     for some, into in zip(inputs, outputs, strict=True):
         check_memory(library().linear(matrix, some.data_ptr(), into.data_ptr(), len(some), half, threads))
     return y
@@ -245,7 +246,7 @@ def register_operators() -> torch.library.Library:
 # The compiled library
 
 
-FUNCTIONS = ("linear", "attention", "project", "finish", "stack")
+FUNCTIONS = ("linear", "rows_at_once", "attention", "project", "finish", "stack")
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,7 @@ class Library:
     """The functions of cpu_gemv.c, or the reason they are missing."""
 
     linear: Any = None
+    rows_at_once: Any = None
     attention: Any = None
     project: Any = None
     finish: Any = None
@@ -278,6 +280,7 @@ def _functions(loaded: ctypes.CDLL) -> Library:
     arguments = {
         "hash": [pointer, number, ctypes.POINTER(ctypes.c_uint64)],
         "linear": [matrix, pointer, pointer, number, integer, integer],
+        "rows_at_once": [matrix, integer],
         "attention": [past, pointer, pointer, number, number, number, number, integer],
         "project": [layer, *[pointer] * 5, number, integer, number, integer, integer],
         "finish": [layer, past, past, *[pointer] * 3, number, integer, integer],

@@ -95,20 +95,24 @@ def test_integer_products_are_those_of_rounded_inputs(kind, group):
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", cpu_gemv.KINDS)
-def test_threads_and_company_change_nothing(kind):
+def test_threads_and_company_change_nothing(kind, dtype):
     """Rows are summed alike whatever stands beside them, so a batch equals its rows bit for bit."""
-    layer, x = make_layer(kind, 50, 96), torch.randn(3, 2, 96)
-    together = layer(x)
-    assert together.shape == (3, 2, 50)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert torch.equal(layer(x), together)
-    finally:
-        torch.set_num_threads(threads)
-    for i in range(3):
-        assert torch.equal(layer(x[i]), together[i])
+    for N, D, group in ((50, 96, 32), (30, 300, 64), (13, 640, 128)):
+        layer = make_layer(kind, N, D, group)
+        x = (torch.randn(70, D) * torch.logspace(-2, 2, 70)[:, None]).to(dtype)
+        alone = torch.cat([layer(row[None]) for row in x])
+        assert torch.equal(layer(x.view(35, 2, D)).flatten(0, 1), alone)
+        for rows in (2, 3, 5, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65):
+            start = rows % 6
+            assert torch.equal(layer(x[start : start + rows]), alone[start : start + rows]), (N, D, rows)
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            assert torch.equal(layer(x), alone)
+        finally:
+            torch.set_num_threads(threads)
 
 
 @needs_compiler
