@@ -24,7 +24,7 @@ from tessera.samples.make_speech import SAMPLE_RATE, Utterance, speak
 from tessera.tokenize.data.media import read_audio
 
 sys.path.insert(0, str(Path(__file__).parent))
-from recogniser import DigitRecogniser, hits
+from recogniser import DigitRecogniser, compare_words
 
 TEXT = "Three one four. One five nine. Two six five. Three five eight. Nine seven nine. Three two three."
 WAYS = {
@@ -54,7 +54,7 @@ def main() -> None:
                 warnings.simplefilter("ignore", UserWarning)  # of a long text that is not split, which is the point
                 result = model.generate(text=TEXT, seed=seed, **label, **settings)  # pyright: ignore[reportArgumentType]
             words = recogniser.words(result.media[0][0].numpy())
-            found = hits(spoken, words)
+            found = compare_words([spoken], [words]).right
             heard, extra, ended = heard + found, extra + len(words) - found, ended + result.ended[0]
             seconds += result.seconds
             if args.keep:
@@ -90,7 +90,7 @@ def codec(model: tessera.Model, samples: torch.Tensor) -> torch.Tensor:
 
 def show(name: str, spoken: list[str], heard: list[list[str]], sounds: list[list[torch.Tensor]]) -> None:
     """One line of the table for recordings."""
-    found = sum(hits(spoken, words) for words in heard)
+    found = compare_words([spoken] * len(heard), heard).right
     seconds = sum(len(piece) for pieces in sounds for piece in pieces) / SAMPLE_RATE / len(sounds)
     extra = sum(map(len, heard)) - found
     print(f"| {name} | {found} of {len(sounds) * len(spoken)} | {extra} | | {seconds:.1f} |")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,18 +94,38 @@ def plain_words(text: str) -> list[str]:
     return [part for word in written_words(text) for part in word.split("-")]
 
 
-def hits(spoken: list[str], heard: list[str]) -> int:
-    """Words of `spoken` that were heard, in order: the hits of the alignment behind the word error rate."""
+@dataclass(frozen=True)
+class WordCounts:
+    """How what was heard differs from what was said, by the alignment with the fewest errors."""
+
+    right: int
+    changed: int
+    missing: int
+    inserted: int
+
+    @property
+    def errors(self) -> int:
+        """Over the number of words said: the word error rate."""
+        return self.changed + self.missing + self.inserted
+
+    def __add__(self, other: WordCounts) -> WordCounts:
+        return WordCounts(
+            self.right + other.right,
+            self.changed + other.changed,
+            self.missing + other.missing,
+            self.inserted + other.inserted,
+        )
+
+
+def compare_words(spoken: Sequence[Sequence[str]], heard: Sequence[Sequence[str]]) -> WordCounts:
+    """The words of texts, and what was heard of each: the counts of all together."""
     import jiwer
 
-    return jiwer.process_words(" ".join(spoken), " ".join(heard)).hits if heard else 0
-
-
-def word_errors(spoken: list[str], heard: list[str]) -> int:
-    """Words exchanged, left out and put in."""
-    import jiwer
-
-    if not heard:
-        return len(spoken)
-    found = jiwer.process_words(" ".join(spoken), " ".join(heard))
-    return found.substitutions + found.deletions + found.insertions
+    total = WordCounts(0, 0, 0, 0)
+    for said, found in zip(spoken, heard, strict=True):
+        if not found:
+            total += WordCounts(0, 0, len(said), 0)
+            continue
+        aligned = jiwer.process_words(" ".join(said), " ".join(found))
+        total += WordCounts(aligned.hits, aligned.substitutions, aligned.deletions, aligned.insertions)
+    return total

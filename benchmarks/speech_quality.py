@@ -5,7 +5,8 @@ strings.
         [--json FILE] [--keep DIR]
 
 - heard: words of 100 digit strings (samples/speech/test; none of them in the training data) that pocketsphinx with a
-  digit grammar hears in order, in the recordings and in the generated speech; their ratio is what counts.
+  digit grammar hears in order, in the recordings and in the generated speech (`made`); their ratio is what counts.
+- inserted, word_error: words it hears that were not asked for, and all errors (changed, missing, inserted) per word.
 - ended: share of samples where the model found the end by itself; seconds: their lengths beside the recordings'.
 - --corpus: other recordings, as samples/make_speech.py makes them: of a voice that a fine-tuned model has learned.
 - --codec: the recordings after encode and decode instead of generated speech, which is the ceiling the tokenizer
@@ -27,7 +28,7 @@ import torch
 import tessera
 
 sys.path.insert(0, str(Path(__file__).parent))
-from recogniser import SAMPLE_RATE, DigitRecogniser, hits
+from recogniser import SAMPLE_RATE, DigitRecogniser, compare_words
 
 TEST = Path(__file__).parent.parent / "samples" / "speech" / "test"
 
@@ -81,20 +82,17 @@ def main() -> None:
         name: [recogniser.words(sound) for sound in sounds]
         for name, sounds in (("recordings", recordings), ("made", media))
     }
-    counts = {
-        name: sum(hits(text.split(), words) for text, words in zip(texts, found, strict=True))
-        for name, found in heard.items()
-    }
+    counts = {name: compare_words([text.split() for text in texts], found) for name, found in heard.items()}
     spoken = sum(len(text.split()) for text in texts)
     lengths = [len(sound) / SAMPLE_RATE for sound in media]
     ratios = [length / (len(sound) / SAMPLE_RATE) for length, sound in zip(lengths, recordings, strict=True)]
     report = {
         "strings": len(texts),
         "words": spoken,
-        "heard_in_recordings": counts["recordings"],
-        "heard": counts["made"],
-        "heard_ratio": counts["made"] / counts["recordings"],
-        "wrong_or_extra": sum(len(words) for words in heard["made"]) - counts["made"],
+        "heard": {name: count.right for name, count in counts.items()},
+        "heard_ratio": counts["made"].right / counts["recordings"].right,
+        "inserted": {name: count.inserted for name, count in counts.items()},
+        "word_error": {name: count.errors / spoken for name, count in counts.items()},
         "ended": sum(ended) / len(ended),
         "seconds_median": statistics.median(lengths),
         "seconds_range": [min(lengths), max(lengths)],

@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 import time
+from operator import eq
 from pathlib import Path
 
 import soundfile
@@ -26,7 +27,7 @@ import torch
 import tessera
 
 sys.path.insert(0, str(Path(__file__).parent))
-from recogniser import DigitRecogniser, word_errors
+from recogniser import DigitRecogniser, compare_words
 
 TEST = Path(__file__).parent.parent / "samples" / "speech" / "test"
 
@@ -58,13 +59,13 @@ def main() -> None:
     recogniser = DigitRecogniser()
     heard = [recogniser.words(sound[0].numpy()) for sound in sounds]
     words = sum(map(len, texts))
-    errors = [word_errors(*pair) for pair in zip(texts, written, strict=True)]
+    errors = compare_words(texts, written)
     report = {
         "recordings": len(rows),
         "words": words,
-        "word_error": sum(errors) / words,
-        "whole": errors.count(0) / len(rows),
-        "pocketsphinx": sum(word_errors(*pair) for pair in zip(texts, heard, strict=True)) / words,
+        "word_error": errors.errors / words,
+        "whole": sum(map(eq, texts, written)) / len(rows),
+        "pocketsphinx": compare_words(texts, heard).errors / words,
         "real_time_factor": seconds / sum(sound.shape[1] / 16000 for sound in sounds),
     }
     print(json.dumps(report, indent=2))

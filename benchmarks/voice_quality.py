@@ -9,8 +9,8 @@ The sentences are those of samples/make_voice.py: 200 of 3 to 30 words, in no tr
 - STOI (0 to 1) and PESQ (wide band at 16 kHz, 1 to 4.6) compare a reconstruction with its recording.
 - DNSMOS (overall, 1 to 5) judges audio alone: a network of Microsoft's that predicts what listeners say of noise and
   distortion, from the package speechmos; arXiv:2110.01763. Generated speech is compared with reconstructions.
-- word_error: word error rate of pocketsphinx with its general English language model. It is high for recordings, too;
-  compare generated speech with recordings and reconstructions.
+- word_error: word error rate of pocketsphinx with its general English language model, and `inserted`, the part of it
+  that are words too many. It is high for recordings, too; compare generated speech with recordings and reconstructions.
 - identified: share of the sentences that pocketsphinx recognizes with a grammar of all the sentences (choices: their
   number). Words that it does not know need an alignment; without one, their sentences are left out.
 - length_ratio: seconds of generated speech by seconds of the recordings. tail_seconds: silence at the end, the longest.
@@ -58,7 +58,7 @@ from tessera.train.evaluation.reconstruction_metrics import pesq, stoi
 sys.path.insert(0, str(Path(__file__).parent))
 from hard_sentences import COUNTS, HardSentence, hard_sentences
 from phones import pronunciations
-from recogniser import Recogniser, SentenceRecogniser, plain_words, word_errors, written_words
+from recogniser import Recogniser, SentenceRecogniser, WordCounts, compare_words, plain_words, written_words
 from word_counter import CORPUS as TRAINING
 from word_counter import WordCounter, WordFaults, read_recordings
 
@@ -225,18 +225,19 @@ def heard(test: TestSet, sounds: dict[str, list[torch.Tensor]], sample_rate: int
     picker = SentenceRecogniser([texts[number] for number in choices], added)
     total = sum(len(plain_words(text)) for text in test.texts)
     asked = sum(number in choices for number in test.numbers)
-    report: dict = {"word_error": {}, "identified": {}, "choices": len(choices)}
+    report: dict = {"word_error": {}, "inserted": {}, "identified": {}, "choices": len(choices)}
     for name, group in sounds.items():
-        errors = right = 0
+        counts, right = WordCounts(0, 0, 0, 0), 0
         for number, text, sound in zip(
             test.numbers, test.texts, tqdm(group, f"listening to {name}", leave=False), strict=True
         ):
             samples = resample(sound[None].float(), sample_rate, LISTENER_RATE)[0].numpy()
-            errors += word_errors(plain_words(text), free.words(samples))
+            counts += compare_words([plain_words(text)], [free.words(samples)])
             if number in choices:
                 found = picker.sentence(samples)
                 right += found is not None and choices[found] == number
-        report["word_error"][name] = errors / total
+        report["word_error"][name] = counts.errors / total
+        report["inserted"][name] = counts.inserted / total
         report["identified"][name] = right / max(asked, 1)
     return report
 
@@ -251,8 +252,8 @@ def paces(speaker: Speaker, test: TestSet) -> dict:
 
     def word_error(sounds: list[torch.Tensor]) -> float:
         samples = [resample(sound[None].float(), rate, LISTENER_RATE)[0].numpy() for sound in sounds]
-        errors = [word_errors(plain_words(text), free.words(sound)) for text, sound in zip(texts, samples, strict=True)]
-        return sum(errors) / sum(len(plain_words(text)) for text in texts)
+        spoken = [plain_words(text) for text in texts]
+        return compare_words(spoken, [free.words(sound) for sound in samples]).errors / sum(map(len, spoken))
 
     own = sum(result.seconds for result in replace(speaker, settings={**speaker.settings, "speed": 1.0}).say(texts))
     report = {}

@@ -31,7 +31,7 @@ from tessera.tokenize.data.media import read_audio, write_audio
 from tessera.tokenize.layers.stft import mel_filters
 
 sys.path.insert(0, str(Path(__file__).parent))
-from recogniser import DigitRecogniser, hits
+from recogniser import DigitRecogniser, compare_words
 
 TEST = Path(__file__).parent.parent / "samples" / "speech" / "test" / "metadata.jsonl"
 HEARD = {"en-us": "low", "en-us+m3": "low", "en-us+f2": "high", "en-us+belinda": "high"}
@@ -64,12 +64,11 @@ def main() -> None:
                     sounds = [media[0] for media in result.media]
                 else:
                     sounds = [codec(model, one) for one in recordings(voice, texts)]
-                own = [
-                    hits(text.split(), recogniser.words(one.numpy())) for text, one in zip(texts, sounds, strict=True)
-                ]
+                spoken = [text.split() for text in texts]
+                own = compare_words(spoken, [recogniser.words(one.numpy()) for one in sounds]).right
                 pitches = [pitch(one) for one in sounds]
                 right = [classes.nearest(one) == voice for one in sounds]
-                rows.append((register, pitches, right, sum(own)))
+                rows.append((register, pitches, right, own))
                 if args.keep:
                     folder = args.keep / way.split()[0]
                     folder.mkdir(parents=True, exist_ok=True)
