@@ -19,16 +19,13 @@ changed since counts as not measured. The trainings of a row must be of one mach
 from __future__ import annotations
 
 import argparse
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +34,7 @@ from claim_fairness import count_parameters, size_of
 from claim_measures import MEASURES, PATCHES, ROOT, Trained, bits_of_tests
 from claim_table import CLAIMS, Claim, Side, check, config_of, needs_found, run_name
 from claims_page import page
+from provenance import here, waited_lock
 
 from tessera.configs.files import read_json, write_json, write_safetensors
 from tessera.configs.folder_lock import FolderInUse, lock_folder
@@ -50,6 +48,7 @@ from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenize
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs/tokenizers.md"
 HOUR = 3600
+PURPOSE = "benchmarks/claims.py"
 COMMAND = "python benchmarks/claims.py --resume"
 """What gives the results, stored with them."""
 
@@ -127,7 +126,7 @@ def measure_all(claims: Sequence[Claim], out: Path) -> None:
             values = " ".join(f"{name} {figures['measures'][name]:.4g}," for name in sorted(training.measures))
             where = f"{number + 1} of {len(waiting)}: {training.claim.name}, {training.side}, seed {training.seed}"
             print(f"{where}: {values} {figures['seconds']:.0f} s", file=sys.stderr, flush=True)
-            with waited_lock(out / "results"):
+            with waited_lock(out / "results", PURPOSE):
                 write_json(RESULTS, updated(stored(), out))
         if len(busy) == len(waiting):
             time.sleep(5)
@@ -160,7 +159,7 @@ def run(training: Training, out: Path) -> dict[str, Any]:
         found = run(Training(claim, "own", seed, {claim.measure}), out)["codes"][0]
     config = config_of(claim, side, seed, found)
     folder = out / run_name(claim, side, seed, found)
-    with lock_folder(folder, "benchmarks/claims.py"):
+    with lock_folder(folder, PURPOSE):
         figures = figures_in(folder)
         if figures is None:
             shutil.rmtree(folder / "run", ignore_errors=True)
@@ -192,26 +191,10 @@ def same_place(figures: Mapping[str, Any]) -> bool:
     return all(figures[name] == here()[name] for name in ("machine", "torch"))
 
 
-@cache
-def here() -> dict[str, str]:
-    """What figures depend on besides settings and seed."""
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {"machine": machine(), "torch": torch.__version__, "commit": commit.stdout.strip() or "unknown"}
-
-
-def machine() -> str:
-    """Processor, operating system, and the instructions that torch uses."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    return f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, {platform.system()} {platform.machine()}"
-
-
 def write_media() -> None:
     """What configs read and is not in the repository: patches, and centers of 2 x 2 pixels of them, a stand-in for a
     pretrained encoder's features."""
-    with waited_lock(PATCHES):
+    with waited_lock(PATCHES, PURPOSE):
         if not (PATCHES / "test.safetensors").is_file():
             write_patches(PATCHES, side=16)
         path = PATCHES / "centres.safetensors"
@@ -224,24 +207,6 @@ def write_media() -> None:
         squares = patches.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
         picked = squares[torch.randperm(len(squares), generator=torch.Generator().manual_seed(0))[:40000]]
         write_safetensors(path, {"centres": kmeans(picked, 4096, 5)[0].contiguous()}, {})
-
-
-class waited_lock:
-    """lock_folder that waits until the folder is free."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        while True:
-            self.lock = lock_folder(self.folder, "benchmarks/claims.py")
-            try:
-                return self.lock.__enter__()
-            except FolderInUse:
-                time.sleep(0.2)
-
-    def __exit__(self, *error: Any) -> None:
-        self.lock.__exit__(*error)
 
 
 # Results

@@ -187,7 +187,7 @@ def test_a_row_is_stored_seed_by_seed_with_its_command_and_machine(tmp_path, mon
     (found,) = claims.updated({}, tmp_path).values()
     assert (found["seeds"], found["own"], found["baseline"]) == ([0], [3.0], [2.0])
     assert found["command"] == claims.COMMAND and found["torch"] == torch.__version__
-    assert found["machine"] == claims.machine() and found["row"] == SOME.name
+    assert found["machine"] == claims.here()["machine"] and found["row"] == SOME.name
     for seed in range(1, 5):
         store(tmp_path, SOME, "baseline", seed, 1.0)
         if seed > 1:
