@@ -10,7 +10,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
-FILES = ("claim_verdict", "claim_measures", "claim_fairness", "claim_table", "claims_page", "claims")
+FILES = ("provenance", "claim_verdict", "claim_measures", "claim_fairness", "claim_table", "claims_page", "claims")
 
 
 def load():
@@ -24,7 +24,7 @@ def load():
             sys.modules.pop(name, None)
 
 
-verdict, measures, fairness, table, pages, claims = load()
+_, verdict, measures, fairness, table, pages, claims = load()
 SOME = next(claim for claim in table.CLAIMS if claim.system == "simvq")
 NEAR = next(claim for claim in table.CLAIMS if claim.wanted == "near")
 

@@ -1,0 +1,330 @@
+"""Ways to model pictures of a large codebook: code by code, coarse to fine, next-patch, multi-token prediction.
+
+    pip install -e ".[eval,bench]"                        and the packages that samples/make_emoji.py names
+    python -m tessera.samples.make_emoji --packages out/emoji/packages --out out/emoji/corpus
+    python benchmarks/pictures.py --resume [--workers 2]  train and measure what is missing; stop it at any time
+    python benchmarks/pictures.py --speed                 measure the speed of generation; on an idle machine
+    python benchmarks/pictures.py --table                 the tables of docs/generation.md from the stored results
+
+32 x 32 pictures in five styles have 8 x 8 codes of 4096 or of 16384. From the configs of configs/emoji-large, for the
+same number of steps each unless said otherwise, with SEEDS seeds:
+
+- plain           one code after the other
+- deep            the same with twice the layers: as many parameters as the two stages below together
+- coarse to fine  a model of the clusters of the codes, and a refiner that fills in the codes in one pass; 128 clusters
+                  of 4096 codes, 512 of 16384, as in the paper (arXiv:2503.16194)
+- random          the same with codes assigned to clusters of the same sizes at random
+- next-patch      plain, trained on squares of 2 x 2 codes in the first half (arXiv:2412.15321)
+- next-patch, same time   with as many steps as take the CPU as long as those of plain
+- multi-token     plain with three further predictions a step, for speculative decoding
+
+Measured on the 300 test pictures, whose pairs of idea and style are in no training picture, and on as many generated
+ones in the same styles:
+
+- bits       of the codes of a test picture, given its style. Coarse to fine: of the clusters, and of the codes given
+             all clusters, in one pass, as they are generated
+- precision, recall, density, coverage   of generated pictures against the test pictures (arXiv:2002.09797, package
+             prdc, 5 neighbors), in the features of a network that was trained to name the ideas of training pictures
+             (picture_judge.py). Test pictures after encode and decode are the bound.
+- accepted   steps per forward pass in speculative decoding with three drafts, of four at most; one picture at a time
+- ms         milliseconds a picture, in batches of 50 and alone, medians of three
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from picture_judge import train_judge
+from picture_quality import Entry, load, of_kind, read_entries, spread, to_bytes
+from provenance import ROOT, here, waited_lock
+from torch import Tensor
+from trainings import Results, Training, in_processes, seconds_per_step, train_all
+
+import tessera
+from tessera.configs.schema import read_config
+from tessera.generate.decoding.speculative import SpeculativeLoop
+from tessera.generate.model import Model
+from tessera.lm.clustering.clustering import Clustering, cluster_codes
+from tessera.lm.models.coarse_to_fine import CoarseToFine
+from tessera.lm.models.mask_schedule import MaskingConfig
+from tessera.tokenize.data.shard_reader import Shards
+from tessera.tokenize.data.shard_writer import build_shards
+from tessera.tokenize.data.shards_config import ShardsConfig
+from tessera.tokenize.tokenizer import load_tokenizer
+from tessera.train.distributed.process_group import ProcessGroup
+from tessera.train.lm.config import TrainConfig
+from tessera.train.lm.dataset import CodesDataset
+from tessera.train.lm.evaluate import evaluate_loss
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
+
+CONFIGS = ROOT / "configs/emoji-large"
+CLUSTERS = {4096: 128, 16384: 512}
+SEEDS = 3
+KINDS: Mapping[str, tuple[str, list[str]]] = {
+    "plain": ("lm", []),
+    "deep": ("lm", ["lm.layers=8"]),
+    "coarse to fine": ("lm-refiner", []),
+    "random": ("lm-refiner", []),
+    "next-patch": ("lm-patches", []),
+    "next-patch, same time": ("lm-patches", []),
+    "multi-token": ("lm-ahead", []),
+}
+"""The config and its changes; coarse to fine has a first stage as well."""
+PICTURES = 300
+CORPUS = Path("out/emoji/corpus")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resume", action="store_true", help="train and measure what is missing")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--speed", action="store_true", help="measure the speed of generation of what is trained")
+    parser.add_argument("--table", action="store_true", help="print the stored results as Markdown")
+    parser.add_argument("--out", type=Path, default=Path("out/emoji-large"), help="tokenizers, shards and trainings")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Results(Path(__file__).with_suffix(".json"), args.out, "benchmarks/pictures.py")
+    if args.table:
+        print(tables(results.stored()))
+    elif args.speed:
+        measure_speed(results)
+    elif args.resume and args.workers > 1:
+        sys.exit(in_processes(args.workers, __file__, ["--resume", "--out", str(args.out)]))
+    elif args.resume:
+        prepare(results)
+        test = Test(args.out)
+        if "reconstructed" not in results.stored():
+            results.add(reconstructed={str(size): test.neighbors(test.reconstructed(size)) for size in CLUSTERS})
+        train_all(trainings(results), results, test.measure)
+    else:
+        parser.error("say what to do: --resume, --speed or --table")
+
+
+def prepare(results: Results) -> None:
+    """Tokenizers, shards and clusters of both codebooks, and how long a training step takes."""
+    with waited_lock(results.out / "prepare", results.purpose):
+        for size, clusters in CLUSTERS.items():
+            out = results.out / str(size)
+            if not (out / "tokenizer/tokenizer.safetensors").is_file():
+                sets = [f"tokenizer.quantizer.size={size}", f"data.path={CORPUS / 'train'}"]
+                config = read_config(CONFIGS / "tokenizer.yaml", TokenizerTrainConfig, sets)
+                if train_tokenizer(config, out / "tokenizer", resume=(out / "tokenizer").is_dir()) is None:
+                    raise SystemExit("stopped; run the same command with --resume")
+            tokenizer = load_tokenizer(out / "tokenizer")
+            for part in ("train", "test"):
+                sets = [
+                    f"tokenizer={out / 'tokenizer'}", f"corpus.path={CORPUS / part}", f"out={out / 'shards' / part}"
+                ]  # fmt: skip
+                if not (out / "shards" / part / "index.json").is_file():
+                    build_shards(read_config(CONFIGS / "shards.yaml", ShardsConfig, sets), tokenizer, resume=True)
+            if not (out / "clusters").is_dir():
+                clustering = cluster_codes(tokenizer, clusters)
+                shuffled(clustering).save(out / "random")
+                clustering.save(out / "clusters")
+        if "seconds_per_step" not in results.stored():
+            fast = ["train.eval_every=null", "data.test=null"]
+            configs = {
+                f"{size} {kind}": lambda steps, size=size, kind=kind: config_of(
+                    results.out, size, KINDS[kind][0], 0, [f"train.steps={steps}", *fast]
+                )
+                for size in CLUSTERS
+                for kind in ("plain", "next-patch")
+            }
+            results.add(seconds_per_step=seconds_per_step(configs))
+
+
+def shuffled(clustering: Clustering) -> Clustering:
+    """Clusters of the same sizes with codes thrown together at random."""
+    labels, generator = clustering.labels.clone(), torch.Generator().manual_seed(0)
+    for row, size in zip(labels, clustering.tokenizer.cardinalities, strict=True):
+        row[:size] = row[:size][torch.randperm(size, generator=generator)]
+    return Clustering(clustering.tokenizer, labels)
+
+
+def config_of(out: Path, size: int, name: str, seed: int, more: Sequence[str] = ()) -> TrainConfig:
+    """A config of configs/emoji-large for a codebook of this size."""
+    folder = out / str(size)
+    sets = [
+        f"seed={seed}", f"tokenizer={folder / 'tokenizer'}",
+        f"data={{shards: {folder / 'shards/train'}, test: {folder / 'shards/test'}}}", *more,
+    ]  # fmt: skip
+    return read_config(CONFIGS / f"{name}.yaml", TrainConfig, sets)
+
+
+def trainings(results: Results) -> list[Training]:
+    """All of the tables; seed by seed, so that a stopped run has whole rows."""
+    return [training(results, size, kind, seed) for seed in range(SEEDS) for size in CLUSTERS for kind in KINDS]
+
+
+def training(results: Results, size: int, kind: str, seed: int) -> Training:
+    """One of them."""
+    config, changes = KINDS[kind]
+    steps = read_config(CONFIGS / "lm.yaml", TrainConfig).train.steps
+    if kind == "next-patch, same time":
+        took = results.stored()["seconds_per_step"]
+        steps = round(steps * took[f"{size} plain"] / took[f"{size} next-patch"])
+
+    def configs(folder: Path) -> list[TrainConfig]:
+        sets = [*changes, f"train.steps={steps}"]
+        if config != "lm-refiner":
+            return [config_of(results.out, size, config, seed, sets)]
+        clusters = results.out / str(size) / ("random" if kind == "random" else "clusters")
+        sets.append(f"clusters={clusters}")
+        coarse = f"export.coarse_model={folder / 'run-0/model'}"
+        return [
+            config_of(results.out, size, "lm-coarse", seed, sets),
+            config_of(results.out, size, config, seed, [*sets, coarse]),
+        ]
+
+    name = f"{size}-{kind.replace(', ', '-').replace(' ', '-')}-{steps}-{seed}"
+    return Training(name, {"codes": size, "kind": kind, "steps": steps, "seed": seed}, configs)
+
+
+class Test:
+    """What models are measured with: real pictures, and a network whose features compare them with generated ones."""
+
+    def __init__(self, out: Path):
+        self.out = out
+        train, test = read_entries(CORPUS / "train"), of_kind(read_entries(CORPUS / "test"), "pairs")
+        self.entries: list[Entry] = spread(test, PICTURES)
+        self.singles = [entry for entry in train if entry.word == "" and entry.path.parent.name != "scenes"]
+
+    @cached_property
+    def features(self):
+        """Pictures [N, 3, 32, 32] in [-1, 1] -> [N, D]: what the judge's last layer reads."""
+        ideas = [entry.idea for entry in self.singles]
+        judge = train_judge(to_bytes(load(self.singles)), ideas, sorted(set(ideas)), cache=self.out / "judges")
+        return lambda pictures: judge.net[:-1](pictures)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """The test pictures [N, 3, 32, 32]."""
+        return load(self.entries)
+
+    def reconstructed(self, size: int) -> Tensor:
+        """The test pictures after encode and decode."""
+        tokenizer = load_tokenizer(self.out / str(size) / "tokenizer")
+        return tokenizer.decode(tokenizer.encode(self.real).codes)
+
+    @torch.no_grad()
+    def neighbors(self, pictures: Tensor) -> dict[str, float]:
+        """Precision, recall, density and coverage of pictures against the test pictures."""
+        from prdc import compute_prdc
+
+        real, made = (self.features(each).numpy() for each in (self.real, pictures))
+        return {name: float(value) for name, value in compute_prdc(real, made, nearest_k=5).items()}
+
+    def measure(self, training: Training, folder: Path) -> dict[str, Any]:
+        """All figures of a model directory but its speed."""
+        model, size = tessera.load(folder), training.facts["codes"]
+        items = CodesDataset(Shards(self.out / str(size) / "shards/test"), model.labels, None)
+        made = model.generate(label=[entry.label for entry in self.entries], seed=training.facts["seed"])
+        found = self.neighbors(torch.stack(made.media))
+        found |= {"parameters": model.lm.num_parameters, "bits": bits(model, items)}
+        if training.facts["kind"] == "multi-token":
+            found["accepted"] = accepted(model, [entry.label for entry in self.entries[:20]])
+        return found
+
+
+def bits(model: Model, items: CodesDataset) -> float:
+    """Of the codes of a picture, the mean; a refiner reads all clusters and no code."""
+    lm = model.lm
+    if isinstance(lm, CoarseToFine):
+        refiner = lm.refiner
+        refiner.config = refiner.config.model_copy(update={"masking": MaskingConfig(everything=1.0)})
+    nats = evaluate_loss(lm, items, 50, ProcessGroup(0, 1, lm.device)).sum()
+    return float(nats) * model.spec.geometry.num_frames / math.log(2)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def accepted(model: Model, labels: Sequence[str]) -> float:
+    """Steps for each forward pass of speculative decoding, pictures one by one."""
+    passes = 0
+    original = SpeculativeLoop.step
+
+    def counted(loop: SpeculativeLoop) -> None:
+        nonlocal passes
+        passes += 1
+        original(loop)
+
+    SpeculativeLoop.step = counted  # type: ignore[method-assign]
+    try:
+        made = [model.generate(label=label, seed=seed, draft=3) for seed, label in enumerate(labels)]
+    finally:
+        SpeculativeLoop.step = original  # type: ignore[method-assign]
+    return sum(result.codes.shape[2] for result in made) / passes
+
+
+def measure_speed(results: Results) -> None:
+    """Milliseconds a picture of the models of the first seed."""
+    found: dict[str, dict[str, float]] = {}
+    for each in trainings(results):
+        if each.facts["seed"] or each.facts["kind"].startswith(("next-patch", "random")):
+            continue
+        model = tessera.load(each.model(results.out))
+        ways = {"": {}, " with drafts": {"draft": 3}} if each.facts["kind"] == "multi-token" else {"": {}}
+        for way, settings in ways.items():
+            found[f"{each.facts['codes']} {each.facts['kind']}{way}"] = {
+                str(count): 1000 / count * seconds(model, count, settings) for count in (50, 1)
+            }
+    results.add(speed=found, speed_at=here())
+    print(tables(results.stored()))
+
+
+def seconds(model: Model, count: int, settings: dict[str, Any]) -> float:
+    """Time of generating so many pictures at once; the median of three after one to warm up."""
+    times = []
+    for seed in range(4):
+        began = time.perf_counter()
+        model.generate(label=model.labels[0], n=count, seed=seed, **settings)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """The results as Markdown: means and standard deviations over the seeds."""
+    names = ("precision", "recall", "density", "coverage")
+    lines = [
+        "| codes | | seeds | parameters | steps | CPU minutes | bits | " + " | ".join(names) + " | accepted |",
+        "|" + "---|" * (8 + len(names)),
+    ]
+    rows = list(results.get("rows", {}).values())
+    for size in CLUSTERS:
+        for kind in KINDS:
+            own = [row for row in rows if (row["codes"], row["kind"]) == (size, kind)]
+            if own:
+                cells = [
+                    f"{size}", kind, f"{len(own)}", f"{own[0]['parameters'] / 1e6:.2f} M", f"{own[0]['steps']}",
+                    f"{statistics.mean(row['cpu_seconds'] for row in own) / 60:.0f}", spread_of(own, "bits", 1),
+                    *(spread_of(own, name, 2) for name in names),
+                    spread_of(own, "accepted", 2) if "accepted" in own[0] else "",
+                ]  # fmt: skip
+                lines.append("| " + " | ".join(cells) + " |")
+        bound = results.get("reconstructed", {}).get(str(size))
+        if bound:
+            figures = [f"{bound[name]:.2f}" for name in names]
+            cells = [f"{size}", "test pictures after encode and decode", *[""] * 5, *figures, ""]
+            lines.append("| " + " | ".join(cells) + " |")
+    if "speed" in results:
+        lines += ["", "| | ms a picture, 50 at once | alone |", "|---|---|---|"]
+        lines += [f"| {name} | {each['50']:.1f} | {each['1']:.0f} |" for name, each in results["speed"].items()]
+    return "\n".join(lines)
+
+
+def spread_of(rows: Sequence[Mapping[str, Any]], name: str, digits: int) -> str:
+    """Mean and standard deviation of a figure."""
+    values = [row[name] for row in rows]
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Trainings of language models that a benchmark compares: each is done once, by any number of processes, can be stopped
+at any time, and its figures are stored."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from provenance import here, waited_lock
+
+from tessera.configs.files import read_json, write_json
+from tessera.configs.folder_lock import FolderInUse, lock_folder
+from tessera.train.lm.config import TrainConfig
+from tessera.train.lm.trainer import train_lm
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model of a comparison."""
+
+    name: str
+    """Of its folder, and of its row among the results: different settings, different names."""
+    facts: Mapping[str, Any]
+    """What identifies it in tables: its kind, seed, steps."""
+    configs: Callable[[Path], Sequence[TrainConfig]] = field(compare=False)
+    """From its folder: what is trained, one after the other, into run-0, run-1, ...; the last is measured."""
+
+    def model(self, out: Path) -> Path:
+        """The model directory, once it is trained."""
+        return out / self.name / f"run-{len(self.configs(out / self.name)) - 1}" / "model"
+
+
+class Results:
+    """Figures by name of a training, and whatever else is stored, in a JSON file beside the benchmark.
+
+    Args:
+        path: the file. out: folder of the trainings; purpose: the benchmark, for messages.
+    """
+
+    def __init__(self, path: Path, out: Path, purpose: str):
+        self.path, self.out, self.purpose = path, out, purpose
+
+    def stored(self) -> dict[str, Any]:
+        """All there is."""
+        return read_json(self.path) if self.path.is_file() else {}
+
+    def add(self, **more: Any) -> None:
+        """Store more; other processes wait."""
+        with waited_lock(self.out / "results", self.purpose):
+            write_json(self.path, self.stored() | more)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The figures of trainings that were done on this machine with this torch."""
+        found = self.stored().get("rows", {})
+        place = {name: here()[name] for name in ("machine", "torch")}
+        return {name: row for name, row in found.items() if place.items() <= row.items()}
+
+    def add_row(self, name: str, row: Mapping[str, Any]) -> None:
+        """Store the figures of a training."""
+        with waited_lock(self.out / "results", self.purpose):
+            old = self.stored()
+            write_json(self.path, old | {"rows": old.get("rows", {}) | {name: {**row, **here()}}})
+
+
+def train_all(
+    trainings: Sequence[Training], results: Results, measure: Callable[[Training, Path], Mapping[str, Any]]
+) -> None:
+    """Train and measure what is missing. What another process is at is left to it, and waited for at the end.
+
+    Args:
+        measure: figures of a training with this model directory.
+    """
+    waiting = [training for training in trainings if training.name not in results.rows()]
+    while waiting:
+        busy = []
+        for training in waiting:
+            folder = results.out / training.name
+            try:
+                with lock_folder(folder, results.purpose):
+                    if training.name in results.rows():
+                        continue
+                    seconds = 0.0
+                    for number, config in enumerate(training.configs(folder)):
+                        seconds += train(config, folder / f"run-{number}")
+                    row = {**training.facts, "cpu_seconds": seconds, **measure(training, training.model(results.out))}
+                    results.add_row(training.name, row)
+                    print(f"{training.name}: {row}", file=sys.stderr, flush=True)
+            except FolderInUse:
+                busy.append(training)
+        if len(busy) == len(waiting):
+            time.sleep(5)
+        waiting = busy
+
+
+def train(config: TrainConfig, out: Path) -> float:
+    """Train, or go on; returns CPU seconds, of all parts of a training that was stopped."""
+    spent_in = out.with_suffix(".seconds.json")
+    before = read_json(spent_in)["seconds"] if spent_in.is_file() else 0.0
+    if (out / "model/config.json").is_file():
+        return before
+    began = time.process_time()
+    finished = train_lm(config, out, resume=out.is_dir())
+    spent = before + time.process_time() - began
+    write_json(spent_in, {"seconds": spent})
+    if not finished:
+        raise SystemExit("stopped; run the same command with --resume")
+    return spent
+
+
+def seconds_per_step(
+    configs: Mapping[str, Callable[[int], TrainConfig]], few: int = 5, many: int = 20
+) -> dict[str, float]:
+    """CPU seconds of a training step by name, from runs of few and of many steps; turn by turn, the median of three.
+
+    Args:
+        configs: from a number of steps, a config without evaluation.
+    """
+    took: dict[str, list[float]] = {name: [] for name in configs}
+    for _ in range(3):
+        for name, config in configs.items():
+            seconds = []
+            for steps in (few, many):
+                with tempfile.TemporaryDirectory() as folder:
+                    began = time.process_time()
+                    train_lm(config(steps), Path(folder) / "run")
+                    seconds.append(time.process_time() - began)
+            took[name].append((seconds[1] - seconds[0]) / (many - few))
+    return {name: sorted(values)[1] for name, values in took.items()}
+
+
+def in_processes(count: int, script: str, arguments: Sequence[str]) -> int:
+    """Run a script so often at once; the largest exit code."""
+    running = [subprocess.Popen([sys.executable, script, *arguments]) for _ in range(count)]
+    return max(process.wait() for process in running)

@@ -1,0 +1,96 @@
+"""benchmarks/trainings.py: what a comparison trains is trained once, goes on where it was stopped, and is stored."""
+
+import importlib
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tessera.configs.folder_lock import lock_folder
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
+FILES = ("provenance", "trainings")
+
+
+def load():
+    """The files as modules; they find one another as those of a script do."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return [importlib.import_module(name) for name in FILES]
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in FILES:
+            sys.modules.pop(name, None)
+
+
+provenance, trainings = load()
+
+
+@pytest.fixture
+def results(tmp_path):
+    return trainings.Results(tmp_path / "results.json", tmp_path / "out", "a test")
+
+
+def test_a_training_is_done_once_and_measured_from_its_last_part(results, tiny_config, tmp_path):
+    parts = [tiny_config(steps=2), tiny_config(steps=3)]
+    training = trainings.Training("one", {"kind": "plain", "seed": 0}, lambda folder: parts)
+    measured = []
+
+    def measure(of, folder):
+        measured.append((of.name, folder.relative_to(tmp_path)))
+        return {"bits": 1.5}
+
+    for _ in range(2):
+        trainings.train_all([training], results, measure)
+    assert measured == [("one", Path("out/one/run-1/model"))]
+    assert (results.out / "one/run-0/model/config.json").is_file()
+    row = results.rows()["one"]
+    assert (row["kind"], row["bits"], row["torch"]) == ("plain", 1.5, provenance.here()["torch"])
+    spent = [json.loads(file.read_text())["seconds"] for file in results.out.glob("one/*.seconds.json")]
+    assert row["cpu_seconds"] == pytest.approx(sum(spent)) and min(spent) > 0
+
+
+def test_a_stopped_training_goes_on_and_its_time_is_added(results, tiny_config, monkeypatch):
+    calls = []
+
+    def stopped_first(config, out, resume):
+        calls.append(resume)
+        (out / ("model" if len(calls) == 2 else "steps")).mkdir(parents=True)
+        return len(calls) == 2
+
+    monkeypatch.setattr(trainings, "train_lm", stopped_first)
+    training = trainings.Training("one", {}, lambda folder: [tiny_config()])
+    times = iter([10.0, 14.0, 20.0, 23.0])
+    monkeypatch.setattr(trainings.time, "process_time", lambda: next(times))
+    with pytest.raises(SystemExit, match="--resume"):
+        trainings.train_all([training], results, lambda *_: {})
+    assert results.rows() == {}
+    trainings.train_all([training], results, lambda *_: {})
+    assert calls == [False, True] and results.rows()["one"]["cpu_seconds"] == 7
+
+
+def test_figures_of_another_machine_do_not_count(results):
+    results.add_row("here", {"bits": 1})
+    results.add(rows=results.stored()["rows"] | {"there": {"bits": 2, "machine": "another", "torch": "1.0"}}, more=3)
+    assert set(results.rows()) == {"here"} and results.stored()["more"] == 3
+
+
+def test_what_another_process_is_at_is_waited_for(results, tiny_config, monkeypatch):
+    monkeypatch.setattr(trainings, "train", lambda *_: pytest.fail("trained twice"))
+    monkeypatch.setattr(trainings.time, "sleep", lambda _: release.set())
+    release, holding = threading.Event(), threading.Event()
+
+    def other():
+        with lock_folder(results.out / "one", "another"):
+            holding.set()
+            release.wait(20)
+            results.add_row("one", {})
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    holding.wait(20)
+    trainings.train_all([trainings.Training("one", {}, lambda folder: [tiny_config()])], results, lambda *_: {})
+    thread.join()
+    assert release.is_set()
