@@ -900,6 +900,18 @@ static float *room(int64_t floats_needed) {
     return aligned_alloc(64, (sizeof(float) * floats_needed + 63) / 64 * 64);
 }
 
+/* A matrix, whose rows of `width` bytes are `stride` apart, in tiles of OUTPUTS lines; the tiles are zero before. */
+int gemv_tile(const char *weight, char *tiles, int64_t outputs, int64_t width, int64_t stride, int64_t line, int threads) {
+    const int64_t blocks = (outputs + OUTPUTS - 1) / OUTPUTS, lines = (width + line - 1) / line;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < blocks; block++)
+        for (int64_t t = 0; t < lines; t++)
+            for (int64_t o = 0; o < OUTPUTS && block * OUTPUTS + o < outputs; o++)
+                memcpy(tiles + ((block * lines + t) * OUTPUTS + o) * line,
+                    weight + (block * OUTPUTS + o) * stride + t * line, t * line + line < width ? line : width - t * line);
+    return 0;
+}
+
 /* Rows that gemv_linear should be given at once: more of them read the weights once, as long as x is in the L2 cache. */
 int gemv_rows_at_once(const Matrix *m, int half) { return multiplies_tiles(m, half, 64) ? 64 : 16; }
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..attention.mask_types import AttentionMask
+from .huge_pages import zeros_on_huge_pages
 from .kernel_cache import cache_folder, load_code, private_folder, read_cached, write_cached
 
 SOURCE = Path(__file__).with_name("cpu_gemv.c")
@@ -89,6 +90,18 @@ def tiled(weight: Tensor, inputs: int = INPUTS) -> Tensor:
     N, D = weight.shape
     weight = torch.nn.functional.pad(weight, (0, -D % inputs, 0, -N % OUTPUTS))
     return weight.unflatten(1, (-1, inputs)).unflatten(0, (-1, OUTPUTS)).transpose(1, 2).contiguous()
+
+
+def stored_tiles(weight: Tensor) -> Tensor:
+    """`tiled(weight)` of a CPU tensor, written to huge pages in one pass."""
+    N, D = weight.shape
+    if weight.stride(1) != 1 or weight.stride(0) < D:
+        weight = weight.contiguous()
+    tiles = zeros_on_huge_pages((-(-N // OUTPUTS), -(-D // INPUTS), OUTPUTS, INPUTS), weight.dtype)
+    size = weight.element_size()
+    threads = torch.get_num_threads()
+    library().tile(weight.data_ptr(), tiles.data_ptr(), N, D * size, weight.stride(0) * size, INPUTS * size, threads)
+    return tiles
 
 
 def untiled(tiles: Tensor, outputs: int, inputs: int) -> Tensor:
@@ -246,7 +259,7 @@ def register_operators() -> torch.library.Library:
 # The compiled library
 
 
-FUNCTIONS = ("linear", "rows_at_once", "attention", "project", "finish", "stack")
+FUNCTIONS = ("linear", "rows_at_once", "tile", "attention", "project", "finish", "stack")
 
 
 @dataclass(frozen=True)
@@ -255,6 +268,7 @@ class Library:
 
     linear: Any = None
     rows_at_once: Any = None
+    tile: Any = None
     attention: Any = None
     project: Any = None
     finish: Any = None
@@ -281,6 +295,7 @@ def _functions(loaded: ctypes.CDLL) -> Library:
         "hash": [pointer, number, ctypes.POINTER(ctypes.c_uint64)],
         "linear": [matrix, pointer, pointer, number, integer, integer],
         "rows_at_once": [matrix, integer],
+        "tile": [pointer, pointer, number, number, number, number, integer],
         "attention": [past, pointer, pointer, number, number, number, number, integer],
         "project": [layer, *[pointer] * 5, number, integer, number, integer, integer],
         "finish": [layer, past, past, *[pointer] * 3, number, integer, integer],

@@ -9,24 +9,33 @@ two to four times as long, once.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 HUGE = 2 << 20
-"""Bytes of a huge page, and of the smallest tensor that is moved."""
+"""Bytes of a huge page, and of the smallest tensor that is put there."""
+
+
+def zeros_on_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros on the CPU, in memory for which huge pages are asked unless they are few, or on other systems. The system
+    decides whether it gives some, and when the tensor is written."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype, device="cpu")
+    memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE
+    with contextlib.suppress(OSError):  # a system without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE, start, size // HUGE * HUGE)
+    # The tensor keeps the memory alive, and gives it back with itself.
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
 
 
 def on_huge_pages(tensor: Tensor) -> Tensor:
-    """A contiguous CPU tensor, copied to memory for which huge pages are asked; itself if it is small, or on other
-    systems. The system decides whether it gives some."""
+    """A contiguous CPU tensor, copied there; itself if it is small, or on other systems."""
     if tensor.nbytes < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return tensor
-    memory = mmap.mmap(-1, tensor.nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE
-    with contextlib.suppress(OSError):  # a system without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE, start, tensor.nbytes // HUGE * HUGE)
-    # The tensor keeps the memory alive, and gives it back with itself.
-    moved = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=start)
-    return moved.view(tensor.shape).copy_(tensor)
+    return zeros_on_huge_pages(tensor.shape, tensor.dtype).copy_(tensor)

@@ -152,10 +152,9 @@ class PackedLinear(nn.Module):
             numbers, scales = quantized.numbers, quantized.scales.squeeze(1)
         else:
             numbers = weight.to(getattr(torch, kind))
-        if kind != "int4" and self.tiles:
-            numbers = cpu_gemv.tiled(numbers)
-        numbers = numbers.contiguous()
-        self.register_buffer("numbers", on_huge_pages(numbers) if self.tiles else numbers, persistent=False)
+        if self.tiles:
+            numbers = on_huge_pages(numbers) if kind == "int4" else cpu_gemv.stored_tiles(numbers)
+        self.register_buffer("numbers", numbers.contiguous(), persistent=False)
         self.register_buffer("scales", scales, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().float(), persistent=False)
         self._described: cpu_gemv.Matrix | None = None

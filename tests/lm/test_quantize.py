@@ -140,6 +140,10 @@ def test_tiles_hold_every_weight_once():
         assert tiles.shape == (-(-N // 4), -(-D // 32), 4, 32)
         assert tiles[tiles > 0].sort().values.tolist() == weight.flatten().tolist()
         assert torch.equal(cpu_gemv.untiled(tiles, N, D), weight)
+        if not cpu_gemv.why_not():
+            for dtype in (torch.float32, torch.bfloat16, torch.int8):
+                for stored in (weight, weight.T.contiguous().T, torch.cat([weight, weight], dim=1)[:, :D]):
+                    assert torch.equal(cpu_gemv.stored_tiles(stored.to(dtype)), tiles.to(dtype))
         numbers = (weight % 16).to(torch.uint8)
         packed = cpu_gemv.tiled_int4(numbers)
         assert packed.shape == (-(-N // 4), -(-D // 128), 4, 64)
