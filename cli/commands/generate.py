@@ -82,10 +82,10 @@ def generate(
     The model's defaults apply to options that are not given. The same seed gives the same sample alone or in a batch.
     Values per codebook are separated by commas: --temperature 0.9,0.8,0.8,0.7.
     """
-    from ...generate.loading import load
     from ..make_samples import label_of, make_samples
+    from ..open_model import open_model
 
-    loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
+    loaded = open_model(model, loading, lexicon)
     make_samples(
         loaded,
         max(1, *(len(given or ()) for given in (text, label, voice, melody, description, language))) * samples.n,

@@ -40,11 +40,11 @@ def image(
     A text model takes the prompt as a caption and --style as a label, other models take the prompt as a label. tessera
     generate has all settings.
     """
-    from ...generate.loading import load
     from ..make_samples import label_of, make_samples
+    from ..open_model import open_model
     from ..streaming_output import stream_image_to
 
-    loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter)  # pyright: ignore[reportArgumentType]
+    loaded = open_model(model, loading)
     if loaded.spec.geometry.kind != "picture":
         raise ValueError(f"model '{model}' makes no images; for audio use: tessera tts")
     if not loaded.reads_text and not loaded.labels:

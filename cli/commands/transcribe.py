@@ -45,10 +45,10 @@ def transcribe(
     The likeliest ids are taken, whatever the sampling defaults of the model.
     """
     from ...configs.printable import printable
-    from ...generate.loading import load
     from ..make_samples import label_of
+    from ..open_model import open_model
 
-    loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter)  # pyright: ignore[reportArgumentType]
+    loaded = open_model(model, loading)
     texts = loaded.transcribe(
         audio,
         label=None if label is None else label_of(loaded, label),

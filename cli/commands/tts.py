@@ -65,12 +65,12 @@ def tts(
 
     The bundled model reads English; tessera generate has all settings.
     """
-    from ...generate.loading import load
     from ..make_samples import make_samples, voice_of
+    from ..open_model import open_model
     from ..streaming_output import stream_audio_to
 
     text = _read_stdin() if text == "-" else text
-    loaded = load(model, loading.device, weights=loading.weights, adapter=loading.adapter, lexicon=lexicon)  # pyright: ignore[reportArgumentType]
+    loaded = open_model(model, loading, lexicon)
     if loaded.spec.geometry.kind != "audio" or not loaded.reads_text:
         raise ValueError(f"model '{model}' does not turn text into audio; for images use: tessera image")
     call = {
