@@ -95,7 +95,7 @@ def prepare(results: Results) -> None:
             if not (out / "shards" / part / "index.json").is_file():
                 corpus = FolderCorpus(path=str(out / "corpus" / folder))
                 shards = ShardsConfig(corpus=corpus, tokenizer=str(TOKENIZER), out=str(out / "shards" / part))
-                build_shards(shards, resume=True)
+                build_shards(shards)
         if "seconds_per_step" not in results.stored():
             fast = ["train.eval_every=null", "data.test=null"]
             results.add(

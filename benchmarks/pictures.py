@@ -125,7 +125,7 @@ def prepare(results: Results) -> None:
                     f"tokenizer={out / 'tokenizer'}", f"corpus.path={CORPUS / part}", f"out={out / 'shards' / part}"
                 ]  # fmt: skip
                 if not (out / "shards" / part / "index.json").is_file():
-                    build_shards(read_config(CONFIGS / "shards.yaml", ShardsConfig, sets), tokenizer, resume=True)
+                    build_shards(read_config(CONFIGS / "shards.yaml", ShardsConfig, sets), tokenizer)
             if not (out / "clusters").is_dir():
                 clustering = cluster_codes(tokenizer, clusters)
                 shuffled(clustering).save(out / "random")
@@ -186,7 +186,8 @@ def training(results: Results, size: int, kind: str, seed: int) -> Training:
         ]
 
     name = f"{size}-{kind.replace(', ', '-').replace(' ', '-')}-{steps}-{seed}"
-    return Training(name, {"codes": size, "kind": kind, "steps": steps, "seed": seed}, configs)
+    facts = {"codes": size, "kind": kind, "steps": steps, "seed": seed}
+    return Training(name, facts, configs, 2 if config == "lm-refiner" else 1)
 
 
 class Test:

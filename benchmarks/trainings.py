@@ -1,5 +1,5 @@
-"""Trainings of language models that a benchmark compares: each is done once, by any number of processes, can be stopped
-at any time, and its figures are stored."""
+"""Trainings of language models, and of their tokenizers, that a benchmark compares: each is done once, by any number of
+processes, can be stopped at any time, and its figures are stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tessera.configs.files import read_json, write_json
 from tessera.configs.folder_lock import FolderInUse, lock_folder
 from tessera.train.lm.config import TrainConfig
 from tessera.train.lm.trainer import train_lm
+from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class Training:
     """Of its folder, and of its row among the results: different settings, different names."""
     facts: Mapping[str, Any]
     """What identifies it in tables: its kind, seed, steps."""
-    configs: Callable[[Path], Sequence[TrainConfig]] = field(compare=False)
-    """From its folder: what is trained, one after the other, into run-0, run-1, ...; the last is measured."""
+    configs: Callable[[Path], Iterable[TrainConfig | TokenizerTrainConfig]] = field(compare=False)
+    """From its folder: what is trained, one after the other, into run-0, run-1, ...; each is asked for when those
+    before it are trained. The last is a language model, which is measured."""
+    parts: int = 1
+    """How many they are."""
 
     def model(self, out: Path) -> Path:
         """The model directory, once it is trained."""
-        return out / self.name / f"run-{len(self.configs(out / self.name)) - 1}" / "model"
+        return out / self.name / f"run-{self.parts - 1}" / "model"
 
 
 class Results:
@@ -98,16 +102,19 @@ def train_all(
         waiting = busy
 
 
-def train(config: TrainConfig, out: Path) -> float:
+def train(config: TrainConfig | TokenizerTrainConfig, out: Path) -> float:
     """Train, or go on; returns CPU seconds, of all parts of a training that was stopped."""
     spent_in = out.with_suffix(".seconds.json")
-    before = read_json(spent_in)["seconds"] if spent_in.is_file() else 0.0
-    if (out / "model/config.json").is_file():
-        return before
+    spent, finished = read_json(spent_in).values() if spent_in.is_file() else (0.0, False)
+    if finished:
+        return spent
     began = time.process_time()
-    finished = train_lm(config, out, resume=out.is_dir())
-    spent = before + time.process_time() - began
-    write_json(spent_in, {"seconds": spent})
+    if isinstance(config, TrainConfig):
+        finished = train_lm(config, out, resume=out.is_dir())
+    else:
+        finished = train_tokenizer(config, out, resume=out.is_dir(), progress=False) is not None
+    spent += time.process_time() - began
+    write_json(spent_in, {"seconds": spent, "finished": finished})
     if not finished:
         raise SystemExit("stopped; run the same command with --resume")
     return spent
