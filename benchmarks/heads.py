@@ -47,6 +47,7 @@ from tessera.tokenize.data.shards_config import ShardsConfig
 from tessera.tokenize.spec import AudioGeometry
 from tessera.tokenize.tokenizer import Tokenizer, load_tokenizer
 from tessera.train.distributed.process_group import ProcessGroup
+from tessera.train.lm.aligned_text import AlignedText
 from tessera.train.lm.config import TrainConfig
 from tessera.train.lm.dataset import CodesDataset
 from tessera.train.lm.evaluate import evaluate_loss
@@ -164,7 +165,9 @@ class Test:
     def measure(self, training: Training, folder: Path) -> dict[str, Any]:
         """All figures of a model directory but its speed."""
         model = tessera.load(folder)
-        items = CodesDataset(Shards(self.out / "shards/test"), model.labels, model.text)
+        items = CodesDataset(
+            Shards(self.out / "shards/test"), None, None, aligned=AlignedText.of(model.lm.config.conditions, model.text)
+        )
         nats = evaluate_loss(model.lm, items, 16, ProcessGroup(0, 1, model.lm.device)).tolist()
         bits = [value / math.log(2) for value in nats]
         books = len(model.tokenizer.spec.cardinalities)
