@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 import threading
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from tessera.configs.folder_lock import lock_folder
+from tessera.configs.schema import read_config
+from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
+from tessera.tokenize.tokenizer import load_tokenizer
+from tessera.train.lm.config import TrainConfig
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 FILES = ("provenance", "trainings")
@@ -94,3 +99,17 @@ def test_what_another_process_is_at_is_waited_for(results, tiny_config, monkeypa
     trainings.train_all([trainings.Training("one", {}, lambda folder: [tiny_config()])], results, lambda *_: {})
     thread.join()
     assert release.is_set()
+
+
+def test_the_heads_that_are_compared_have_equal_parameters():
+    """configs/heads, without the conditions, which are the same for all."""
+    tokenizer, sizes, others = load_tokenizer(FOLDER.parent / "bundled/voice/tokenizer"), {}, set()
+    for path in sorted((FOLDER.parent / "configs/heads").glob("*.yaml")):
+        config = read_config(path, TrainConfig)
+        run = config.model_copy(update={"name": ""}).model_dump(exclude={"lm"})
+        others.add(str((run, config.lm.model_dump(exclude={"layers", "ffn", "arrangement", "head"}))))
+        lm = config.lm.model_copy(update={"conditions": ()})
+        shapes = parameter_shapes(lm, tokenizer.spec, tokenizer.vectors().shape[-1])
+        sizes[path.stem] = sum(math.prod(shape) for shape in shapes.values())
+    assert set(sizes) == {"lm-delay", "lm-parallel", "lm-depth", "lm-flat"} and len(others) == 1
+    assert max(sizes.values()) <= 1.01 * min(sizes.values()), sizes
