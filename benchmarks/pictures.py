@@ -38,7 +38,6 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -197,19 +196,14 @@ class Test:
         self.out = out
         train, test = read_entries(CORPUS / "train"), of_kind(read_entries(CORPUS / "test"), "pairs")
         self.entries: list[Entry] = spread(test, PICTURES)
-        self.singles = [entry for entry in train if entry.word == "" and entry.path.parent.name != "scenes"]
-
-    @cached_property
-    def features(self):
+        singles = [entry for entry in train if entry.word == "" and entry.path.parent.name != "scenes"]
+        ideas = [entry.idea for entry in singles]
+        with waited_lock(out / "judges", "benchmarks/pictures.py"):
+            judge = train_judge(to_bytes(load(singles)), ideas, sorted(set(ideas)), cache=out / "judges")
+        self.features = torch.nn.Sequential(*list(judge.net)[:-1]).eval()
         """Pictures [N, 3, 32, 32] in [-1, 1] -> [N, D]: what the judge's last layer reads."""
-        ideas = [entry.idea for entry in self.singles]
-        judge = train_judge(to_bytes(load(self.singles)), ideas, sorted(set(ideas)), cache=self.out / "judges")
-        return lambda pictures: judge.net[:-1](pictures)
-
-    @cached_property
-    def real(self) -> Tensor:
+        self.real: Tensor = load(self.entries)
         """The test pictures [N, 3, 32, 32]."""
-        return load(self.entries)
 
     def reconstructed(self, size: int) -> Tensor:
         """The test pictures after encode and decode."""
