@@ -1,270 +1,179 @@
-"""Depth against delay, flat and parallel heads: trained on four hours of speech with equal numbers of parameters, for
-the same steps and for the same time, and heard on unseen sentences.
+"""Depth against delay against flat against parallel: the same number of learned numbers, the same steps of training on
+the bundled speech, then the loss on recordings that were not trained on and the speed of generation.
 
-    pip install -e ".[eval]" hibari-tts onnx && apt install wordnet-base flite
-    python -m tessera.samples.make_voice --hours heart=4 --out out/heads/corpus
-    python benchmarks/heads.py --resume [--workers 2]    train and measure what is missing; stop it at any time
-    python benchmarks/heads.py --speed                   measure the speed of generation; on an idle machine
-    python benchmarks/heads.py --table                   the tables of docs/generation.md from the stored results
+    python benchmarks/heads.py [--corpus DIR] [--steps 600] [--width 192] [--layers 5] [--threads N] [--json FILE]
 
-The configs are those of configs/heads, which differ in the head, the arrangement, and the layers and widths that give
-all the same number of parameters. There are two comparisons, each with SEEDS seeds:
+Without --corpus it trains on the 240 recordings of samples/speech/train, which a model of this size learns by heart; a
+corpus that it cannot is made by (see configs/speech/tokenizer.yaml)
 
-    steps   all heads are trained for the steps of their config
-    time    a head gets as many steps as take the CPU as long as the steps of `delay`. A head whose steps take within
-            10 % as long has the same training in both; what a step takes is measured once, turn by turn.
+    python -m tessera.samples.make_speech --count 6000 --seed 1 --exclude samples/speech/test/metadata.jsonl --out DIR
 
-bits: of a frame of the 120 test recordings, the sum over its codebooks. Words: what pocketsphinx hears, with its
-general language model, of 100 sentences that no training text holds; recordings after encode and decode are the
-bound. A training uses one thread, so its figures do not depend on what else runs. Results, with their machine, versions
-and seeds, are in heads.json.
+- parallel   all codes of a frame in one step, each by itself
+- delay      the same with codebook k delayed k steps, so that it has read the coarser codes of its frame
+- depth      all codes of a frame in one step, one after the other by a small transformer (a third of the layers)
+- flat       a step for each code, with a head that computes the logits of that code alone
+
+bits/frame: the loss of a frame on the test recordings, the sum over its codebooks. frames/s: generation of one sample
+and of 16, without guidance. The feed-forwards are as wide as gives all the same number of learned numbers within 1 %.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import soundfile
 import torch
-from provenance import ROOT, here, waited_lock
-from recogniser import Recogniser, compare_words, plain_words
-from trainings import Results, Training, in_processes, seconds_per_step, train_all
-from voice_quality import LISTENER_RATE, Speaker, TestSet
 
 import tessera
-from tessera.configs.schema import read_config
-from tessera.tokenize.audio.resample import resample
-from tessera.tokenize.data.corpus import FolderCorpus
-from tessera.tokenize.data.shard_reader import Shards
-from tessera.tokenize.data.shard_writer import build_shards
-from tessera.tokenize.data.shards_config import ShardsConfig
-from tessera.tokenize.spec import AudioGeometry
-from tessera.tokenize.tokenizer import Tokenizer, load_tokenizer
-from tessera.train.distributed.process_group import ProcessGroup
-from tessera.train.lm.aligned_text import AlignedText
-from tessera.train.lm.config import TrainConfig
-from tessera.train.lm.dataset import CodesDataset
-from tessera.train.lm.evaluate import evaluate_loss
+from tessera.generate.decoding.generate_codes import generate_codes
+from tessera.generate.requests.request import Request
+from tessera.generate.requests.settings import Length
+from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
+from tessera.lm.conditioning.registry import ConditionBatch
+from tessera.lm.config import LMConfig
+from tessera.lm.heads.depth_transformer import DepthHeadConfig
+from tessera.lm.heads.flat import FlatHeadConfig
+from tessera.lm.heads.parallel import ParallelHeadConfig
+from tessera.lm.layers.input_embedding import CodesInputConfig
+from tessera.lm.models.causal import TokenLM
+from tessera.lm.patterns.pattern import DelayConfig, FlatConfig, ParallelConfig
+from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
+from tessera.tokenize.codes import pad_and_cat
 
-HEADS = ("delay", "parallel", "depth", "flat")
-"""The first is the one whose time the others get."""
-SEEDS = 3
-SAME_TIME = 0.1
-SENTENCES = 100
-TOKENIZER = ROOT / "bundled/voice/tokenizer"
-COMPARISONS = ("steps", "time")
+SPEECH = Path(__file__).parent.parent / "samples" / "speech"
+FRAMES = 100
+"""Of a crop in training, and of a generated sample."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resume", action="store_true", help="train and measure what is missing")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--speed", action="store_true", help="measure the speed of generation of what is trained")
-    parser.add_argument("--table", action="store_true", help="print the stored results as Markdown")
-    parser.add_argument("--out", type=Path, default=Path("out/heads"), help="corpus, shards and trainings")
+    parser.add_argument("--corpus", type=Path, help="a folder of recordings (.flac, .wav) to train on")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--width", type=int, default=192, help="of all models")
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="train small models for a few steps")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    results = Results(Path(__file__).with_suffix(".json"), args.out, "benchmarks/heads.py")
-    if args.table:
-        print(tables(results.stored()))
-    elif args.speed:
-        measure_speed(results)
-    elif args.resume and args.workers > 1:
-        sys.exit(in_processes(args.workers, __file__, ["--resume", "--out", str(args.out)]))
-    elif args.resume:
-        prepare(results)
-        tokenizer = load_tokenizer(TOKENIZER)
-        test = Test(args.out, tokenizer)
-        if "recordings" not in results.stored():
-            results.add(**test.bounds(tokenizer))
-        train_all(trainings(results), results, test.measure)
-    else:
-        parser.error("say what to do: --resume, --speed or --table")
-
-
-def prepare(results: Results) -> None:
-    """Shards of the corpus, and how long a step of each head takes."""
-    out = results.out
-    with waited_lock(out / "prepare", results.purpose):
-        for part, folder in (("train", "train"), ("test", "test/items")):
-            if not (out / "shards" / part / "index.json").is_file():
-                corpus = FolderCorpus(path=str(out / "corpus" / folder))
-                shards = ShardsConfig(corpus=corpus, tokenizer=str(TOKENIZER), out=str(out / "shards" / part))
-                build_shards(shards)
-        if "seconds_per_step" not in results.stored():
-            fast = ["train.eval_every=null", "data.test=null"]
-            results.add(
-                seconds_per_step=seconds_per_step(
-                    {head: lambda steps, head=head: config_of(head, 0, steps, out, fast) for head in HEADS}
-                )
-            )
-
-
-def config_of(head: str, seed: int, steps: int, out: Path, more: Sequence[str] = ()) -> TrainConfig:
-    """A config of configs/heads."""
-    sets = [
-        f"seed={seed}", f"train.steps={steps}", f"tokenizer={TOKENIZER}",
-        f"data={{shards: {out / 'shards/train'}, test: {out / 'shards/test'}}}", *more,
-    ]  # fmt: skip
-    return read_config(ROOT / f"configs/heads/lm-{head}.yaml", TrainConfig, sets)
-
-
-def steps_of(head: str, comparison: str, took: Mapping[str, float]) -> int:
-    """Steps of a head in a comparison, from the seconds that a step of each takes."""
-    steps = read_config(ROOT / f"configs/heads/lm-{head}.yaml", TrainConfig).train.steps
-    ratio = took[HEADS[0]] / took[head]
-    return steps if comparison == "steps" or abs(ratio - 1) <= SAME_TIME else round(steps * ratio)
-
-
-def trainings(results: Results) -> list[Training]:
-    """All of the table, each once; seed by seed, so that a stopped run has whole rows."""
-    took, out, found = results.stored()["seconds_per_step"], results.out, {}
-    for seed in range(SEEDS):
-        for comparison in COMPARISONS:
-            for head in HEADS:
-                steps = steps_of(head, comparison, took)
-                name = f"{head}-{steps}-{seed}"
-                config = config_of(head, seed, steps, out)
-                facts = {"head": head, "steps": steps, "seed": seed}
-                found[name] = Training(name, facts, lambda _, config=config: [config])
-    return list(found.values())
-
-
-class Test:
-    """What models are measured with."""
-
-    def __init__(self, out: Path, tokenizer: Tokenizer):
-        self.out = out
-        geometry = tokenizer.spec.geometry
-        assert isinstance(geometry, AudioGeometry)
-        self.rate = geometry.sample_rate
-        self.sentences = TestSet(str(out / "corpus/test/sentences"), SENTENCES, geometry)
-        self.listener = Recogniser()
-
-    def bounds(self, tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
-        """The words of the recordings, and after encode and decode."""
-        groups = {"recordings": self.sentences.sounds, "reconstructions": self.sentences.rebuild(tokenizer)}
-        return {name: self.words(sounds) for name, sounds in groups.items()}
-
-    def words(self, sounds: Sequence[torch.Tensor]) -> dict[str, float]:
-        """What is heard of the sentences in samples [N] of each, per word said."""
-        samples = [resample(sound[None].float(), self.rate, LISTENER_RATE)[0].numpy() for sound in sounds]
-        spoken = [plain_words(text) for text in self.sentences.texts]
-        counts = compare_words(spoken, [self.listener.words(sound) for sound in samples])
-        said = sum(map(len, spoken))
-        return {
-            "heard": counts.right / said, "inserted": counts.inserted / said, "word_error": counts.errors / said,
-        }  # fmt: skip
-
-    def measure(self, training: Training, folder: Path) -> dict[str, Any]:
-        """All figures of a model directory but its speed."""
-        model = tessera.load(folder)
-        items = CodesDataset(
-            Shards(self.out / "shards/test"), None, None, aligned=AlignedText.of(model.lm.config.conditions, model.text)
-        )
-        nats = evaluate_loss(model.lm, items, 16, ProcessGroup(0, 1, model.lm.device)).tolist()
-        bits = [value / math.log(2) for value in nats]
-        books = len(model.tokenizer.spec.cardinalities)
-        spoken = Speaker(model, {}, 0, {}).say(self.sentences.texts)
-        return {
-            "parameters": model.lm.num_parameters,
-            "bits": bits[:books],
-            "advance_bits": sum(bits[books:]),
-            "ended": sum(result.ended[0] for result in spoken) / len(spoken),
-            "length_ratio": sum(result.seconds for result in spoken) / self.sentences.seconds,
-            **self.words([result.media[0][0] for result in spoken]),
-        }
-
-
-def measure_speed(results: Results) -> None:
-    """Frames a second of the models of the first seed, alone and 16 at once, with the guidance of their config; medians
-    of three turns."""
-    geometry = load_tokenizer(TOKENIZER).spec.geometry
-    assert isinstance(geometry, AudioGeometry)
-    texts = TestSet(str(results.out / "corpus/test/sentences"), 16, geometry).texts
-    models = {}
-    for training in trainings(results):
-        if training.facts["seed"] == 0 and training.facts["head"] not in models:
-            models[training.facts["head"]] = tessera.load(training.model(results.out))
-    found: dict[str, dict[str, list[float]]] = {head: {"1": [], "16": [], "first": []} for head in models}
-    for _ in range(4):
-        for head, model in models.items():
-            for count in (1, 16):
-                began = time.perf_counter()
-                frames = sum(int(result.codes.shape[2]) for result in say(model, texts[8 - count // 2 :][:count]))
-                found[head][str(count)].append(frames / (time.perf_counter() - began))
-            began = time.perf_counter()
-            next(iter(model.stream(text=texts[8], seed=0)))
-            found[head]["first"].append(time.perf_counter() - began)
-    medians = {head: {name: statistics.median(each[1:]) for name, each in by.items()} for head, by in found.items()}
-    results.add(speed=medians | {"at": here()})
-    print(tables(results.stored()))
-
-
-def say(model: tessera.Model, texts: list[str]) -> list:
-    """A result for each text, all generated at once."""
-    result = model.generate(text=texts, seed=0)
-    return [result[number] for number in range(len(texts))]
-
-
-def tables(results: dict[str, Any]) -> str:
-    """The results as Markdown: a table for each comparison, means and standard deviations over the seeds."""
-    lines = []
-    for comparison in COMPARISONS:
-        lines += [
-            f"Equal {comparison}:", "",
-            "| head | steps | CPU minutes | bits per frame | by codebook | advance "
-            "| words heard | inserted | word error | length |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-        ]  # fmt: skip
-        for head in HEADS:
-            steps = steps_of(head, comparison, results["seconds_per_step"])
-            rows = [row for row in results.get("rows", {}).values() if (row["head"], row["steps"]) == (head, steps)]
-            if rows:
-                lines.append(line(head, steps, rows, results["seconds_per_step"][head]))
-        lines.append("")
-    for name in ("reconstructions", "recordings"):
-        if name in results:
-            found = results[name]
-            lines.append(
-                f"{name}: heard {found['heard']:.1%}, inserted {found['inserted']:.1%}, "
-                f"word error {found['word_error']:.1%}"
-            )
-    if "speed" in results:
-        lines += ["", "| head | frames/s, one sentence | 16 at once | first audio |", "|---|---|---|---|"]
-        lines += [
-            f"| `{head}` | {found['1']:.0f} | {found['16']:.0f} | {found['first']:.2f} s |"
-            for head, found in results["speed"].items()
-            if head in HEADS
-        ]
-    return "\n".join(lines)
-
-
-def line(head: str, steps: int, rows: Sequence[dict[str, Any]], took: float) -> str:
-    """A line of a table."""
-
-    def spread(name: str) -> str:
-        return mean_and_deviation([100 * row[name] for row in rows], " %")
-
-    bits = mean_and_deviation([sum(row["bits"]) for row in rows], "", 2)
-    books = " ".join(f"{statistics.mean(each):.2f}" for each in zip(*(row["bits"] for row in rows), strict=True))
-    advance = statistics.mean(row["advance_bits"] for row in rows)
-    return (
-        f"| `{head}` ({len(rows)}) | {steps} | {steps * took / 60:.0f} | {bits} | {books} | {advance:.2f} "
-        f"| {spread('heard')} | {spread('inserted')} | {spread('word_error')} | {spread('length_ratio')} |"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.quick:
+        args.steps, args.batch, args.width, args.layers = 20, 4, 64, 2
+    tokenizer = tessera.load("speech").tokenizer
+    folders = (args.corpus or SPEECH / "train", SPEECH / "test")
+    train, test = (read(tokenizer, folder, 24 if args.quick else None) for folder in folders)
+    vectors = tokenizer.vectors().cpu()
+    configs = equal_sizes(args, tokenizer.spec, vectors.shape[-1])
+    print(
+        f"{'head':<9} {'M numbers':>9} {'bits/frame':>10}  {'by codebook':<28} {'s/step':>7} {'f/s 1':>7} {'f/s 16':>7}"
     )
+    rows = []
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        lm = TokenLM(config, tokenizer.spec, vectors)
+        seconds = fit(lm, train, args.steps, args.batch)
+        bits = evaluate(lm, test)
+        speeds = [speed(lm, count, 1 if args.quick else 3) for count in (1, 16)]
+        by_book = " ".join(f"{value:.2f}" for value in bits)
+        print(
+            f"{name:<9} {lm.num_parameters / 1e6:>9.2f} {sum(bits):>10.2f}  {by_book:<28} {seconds:>7.3f} "
+            f"{speeds[0]:>7.1f} {speeds[1]:>7.1f}",
+            flush=True,
+        )
+        rows.append(
+            {
+                "head": name, "parameters": lm.num_parameters, "bits_per_frame": sum(bits), "bits_by_codebook": bits,
+                "seconds_per_step": seconds, "frames_per_second_1": speeds[0], "frames_per_second_16": speeds[1],
+            }
+        )  # fmt: skip
+    if args.json:
+        args.json.write_text(json.dumps({"command": sys.argv, "threads": torch.get_num_threads(), "rows": rows}) + "\n")
 
 
-def mean_and_deviation(values: Sequence[float], unit: str, digits: int = 1) -> str:
-    """ "12.3 ± 0.4"; one value has no deviation."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "") + unit
+def read(tokenizer, folder: Path, count: int | None) -> list[torch.Tensor]:
+    """Codes [K, T] of the recordings of a folder."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".flac", ".wav"))[:count]
+    media = [torch.from_numpy(soundfile.read(file, dtype="float32")[0])[None, None] for file in files]
+    return [tokenizer.encode(sound).codes[0] for sound in media]
+
+
+def equal_sizes(args: argparse.Namespace, spec, code_width: int) -> dict[str, LMConfig]:
+    """A config of each kind, as large as the parallel one, by the width of the feed-forward."""
+    third = max(1, args.layers // 3)
+    kinds = {
+        "parallel": (ParallelConfig(), ParallelHeadConfig(), args.layers),
+        "delay": (DelayConfig(), ParallelHeadConfig(), args.layers),
+        "depth": (ParallelConfig(), DepthHeadConfig(layers=third, heads=4), args.layers - third),
+        "flat": (FlatConfig(), FlatHeadConfig(), args.layers),
+    }
+
+    def make(kind: str, ffn: int | None) -> LMConfig:
+        arrangement, head, layers = kinds[kind]
+        return LMConfig(
+            width=args.width, layers=layers, heads=4, ffn=ffn, qk_norm=True, arrangement=arrangement, head=head,
+            input=CodesInputConfig(),
+        )  # fmt: skip
+
+    def size(config: LMConfig) -> int:
+        return sum(math.prod(shape) for shape in parameter_shapes(config, spec, code_width).values())
+
+    wanted = size(make("parallel", None))
+    widths = range(args.width, 4 * args.width, 8)
+    return {kind: make(kind, min(widths, key=lambda w: abs(size(make(kind, w)) - wanted))) for kind in kinds}
+
+
+def fit(lm: TokenLM, train: list[torch.Tensor], steps: int, batch: int) -> float:
+    """Train on random crops; returns seconds per step."""
+    optimizer = torch.optim.AdamW(lm.train().parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    generator = torch.Generator().manual_seed(0)
+    began = time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / steps)
+        picks = torch.randint(len(train), (batch,), generator=generator).tolist()
+        starts = [int(torch.randint(max(1, train[i].shape[1] - FRAMES + 1), (), generator=generator)) for i in picks]
+        crops = [train[i][:, start : start + FRAMES] for i, start in zip(picks, starts, strict=True)]
+        codes, lengths = pad(crops)
+        optimizer.zero_grad()
+        lm.loss(codes, lengths).loss.backward()
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        optimizer.step()
+    return (time.perf_counter() - began) / steps
+
+
+def pad(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = torch.tensor([row.shape[1] for row in rows])
+    return pad_and_cat([row[None] for row in rows]), lengths
+
+
+@torch.no_grad()
+def evaluate(lm: TokenLM, test: list[torch.Tensor]) -> list[float]:
+    """Bits a code of each codebook, on the first FRAMES frames of each recording."""
+    lm.eval()
+    sums = counts = torch.zeros(lm.num_codebooks, dtype=torch.float64)
+    for first in range(0, len(test), 16):
+        codes, lengths = pad([row[:, :FRAMES] for row in test[first : first + 16]])
+        report = lm.loss(codes, lengths)
+        sums = sums + report.per_codebook.double() * report.count
+        counts = counts + report.count
+    return (sums / counts / math.log(2)).tolist()
+
+
+def speed(lm: TokenLM, count: int, repeats: int) -> float:
+    """Frames per second of generating `count` samples at once, by a model as it is loaded; the median after a first."""
+    enable_fast_cpu_decode_(lm.requires_grad_(False))
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        generate_codes(lm, Request(ConditionBatch(), list(range(count)), Length(FRAMES, fixed=True)))
+        seconds.append(time.perf_counter() - began)
+    return count * FRAMES / sorted(seconds[1:])[repeats // 2]
 
 
 if __name__ == "__main__":

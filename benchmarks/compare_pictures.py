@@ -2,9 +2,9 @@
 
     pip install -e ".[eval,bench]"                        and the packages that samples/make_emoji.py names
     python -m tessera.samples.make_emoji --packages out/emoji/packages --out out/emoji/corpus
-    python benchmarks/pictures.py --resume [--workers 2]  train and measure what is missing; stop it at any time
-    python benchmarks/pictures.py --speed                 measure the speed of generation; on an idle machine
-    python benchmarks/pictures.py --table                 the tables of docs/generation.md from the stored results
+    python benchmarks/compare_pictures.py --resume [--workers 2]  train and measure what is missing; can be stopped
+    python benchmarks/compare_pictures.py --speed                 measure the speed of generation; on an idle machine
+    python benchmarks/compare_pictures.py --table                 tables of the stored results, as Markdown
 
 32 x 32 pictures in five styles have 8 x 8 codes of 4096 or of 16384. From the configs of configs/emoji-large, for the
 same number of steps each unless said otherwise, with SEEDS seeds:
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/emoji-large"), help="tokenizers, shards and trainings")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = Results(Path(__file__).with_suffix(".json"), args.out, "benchmarks/pictures.py")
+    results = Results(Path(__file__).with_suffix(".json"), args.out, "benchmarks/compare_pictures.py")
     if args.table:
         print(tables(results.stored()))
     elif args.speed:
@@ -198,7 +198,7 @@ class Test:
         self.entries: list[Entry] = spread(test, PICTURES)
         singles = [entry for entry in train if entry.word == "" and entry.path.parent.name != "scenes"]
         ideas = [entry.idea for entry in singles]
-        with waited_lock(out / "judges", "benchmarks/pictures.py"):
+        with waited_lock(out / "judges", "benchmarks/compare_pictures.py"):
             judge = train_judge(to_bytes(load(singles)), ideas, sorted(set(ideas)), cache=out / "judges")
         self.features = torch.nn.Sequential(*list(judge.net)[:-1]).eval()
         """Pictures [N, 3, 32, 32] in [-1, 1] -> [N, D]: what the judge's last layer reads."""

@@ -3,8 +3,8 @@
     pip install -e ".[eval]" && apt install espeak-ng
     python -m tessera.samples.make_speech --count 8000 --seed 1 --exclude samples/speech/test/metadata.jsonl \\
         --out out/speech-codes/corpus
-    python benchmarks/speech_codes.py --resume [--workers 2]    train and measure what is missing; stop it at any time
-    python benchmarks/speech_codes.py --table                   the table of docs/tokenizers-speech.md
+    python benchmarks/compare_speech_codes.py --resume [--workers 2]    train and measure what is missing; can be stopped
+    python benchmarks/compare_speech_codes.py --table                   the stored results, as Markdown
 
 Tokenizers of configs/tokenize, with their settings but for the number of steps, which is the same for all, and the
 corpus; each with SEEDS seeds:
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/speech-codes"), help="corpus and trainings")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = Results(Path(__file__).with_suffix(".json"), args.out, "benchmarks/speech_codes.py")
+    results = Results(Path(__file__).with_suffix(".json"), args.out, "benchmarks/compare_speech_codes.py")
     if args.table:
         print(table(results.stored()))
     elif args.resume and args.workers > 1:
