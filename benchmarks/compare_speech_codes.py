@@ -3,8 +3,8 @@
     pip install -e ".[eval]" && apt install espeak-ng
     python -m tessera.samples.make_speech --count 8000 --seed 1 --exclude samples/speech/test/metadata.jsonl \\
         --out out/speech-codes/corpus
-    python benchmarks/compare_speech_codes.py --resume [--workers 2]    train and measure what is missing; can be stopped
-    python benchmarks/compare_speech_codes.py --table                   the stored results, as Markdown
+    python benchmarks/compare_speech_codes.py --resume [--workers 2]  train and measure what is missing; can be stopped
+    python benchmarks/compare_speech_codes.py --table                 the stored results, as Markdown
 
 Tokenizers of configs/tokenize, with their settings but for the number of steps, which is the same for all, and the
 corpus; each with SEEDS seeds:
