@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 import sys
 from typing import Annotated, Any
@@ -64,8 +65,17 @@ def commands() -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with its code."""
-    sys.exit(run(arguments))
+    """Run the command line and exit with its code.
+
+    One of several training processes exits without the interpreter's clean-up: threads of the communication libraries
+    may still run, and tearing them down has aborted a process (SIGABRT) whose run was finished.
+    """
+    code = run(arguments)
+    if "LOCAL_RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -236,3 +236,19 @@ def test_what_deepspeed_divides_is_collected_whole(tmp_path):
 @pytest.mark.parametrize("kind", ["torch", "0", "1", "2", "3"])
 def test_a_bad_gradient_in_one_process_is_skipped_in_all(tmp_path, kind, dtype):
     in_two_processes(tmp_path, "bad_rank.py", kind, dtype)
+
+
+def test_one_of_several_processes_skips_the_interpreters_clean_up():
+    """It has aborted finished runs; output and exit code are those of the command."""
+    program = "import atexit; atexit.register(print, 'late'); from tessera.cli.app import main; main(['{}'])"
+    for argument, code in (("--version", 0), ("--nonsense", 2)):
+        for rank in ({}, {"LOCAL_RANK": "0"}):
+            found = subprocess.run(
+                [sys.executable, "-c", program.format(argument)],
+                env={**ENVIRONMENT, **rank},
+                capture_output=True,
+                text=True,
+                timeout=100,
+            )
+            assert found.returncode == code and ("late" in found.stdout) == (not rank)
+            assert (found.stdout or found.stderr).strip()
