@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +33,7 @@ from claim_measures import MEASURES, PATCHES, ROOT, Trained, bits_of_tests
 from claim_table import CLAIMS, Claim, Side, check, config_of, needs_found, run_name
 from claims_page import page
 from provenance import here, waited_lock
+from trainings import in_processes
 
 from tessera.configs.files import read_json, write_json, write_safetensors
 from tessera.configs.folder_lock import FolderInUse, lock_folder
@@ -79,23 +78,12 @@ def main() -> None:
             for claim in claims:
                 check(claim)
             if args.workers > 1:
-                sys.exit(share(args.workers, args.out, args.only))
+                only = ["--only", *args.only] if args.only else []
+                sys.exit(in_processes(args.workers, __file__, ["--resume", "--out", str(args.out), *only]))
             measure_all(claims, args.out)
     except ValueError as error:
         print(f"claims.py: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def share(workers: int, out: Path, only: Sequence[str] | None) -> int:
-    """Measure in so many processes; the largest of their exit codes."""
-    command = [sys.executable, __file__, "--resume", "--out", str(out), *(["--only", *only] if only else [])]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the processes end, too
-    running = [subprocess.Popen(command) for _ in range(workers)]
-    try:
-        return max(process.wait() for process in running)
-    finally:
-        for process in running:
-            process.terminate()
 
 
 # Trainings

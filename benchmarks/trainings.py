@@ -3,6 +3,7 @@ processes, can be stopped at any time, and its figures are stored."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -142,6 +143,11 @@ def seconds_per_step(
 
 
 def in_processes(count: int, script: str, arguments: Sequence[str]) -> int:
-    """Run a script so often at once; the largest exit code."""
+    """Run a script in so many processes at once; the largest of their exit codes."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the processes end, too
     running = [subprocess.Popen([sys.executable, script, *arguments]) for _ in range(count)]
-    return max(process.wait() for process in running)
+    try:
+        return max(process.wait() for process in running)
+    finally:
+        for process in running:
+            process.terminate()

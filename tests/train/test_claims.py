@@ -10,7 +10,16 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
-FILES = ("provenance", "claim_verdict", "claim_measures", "claim_fairness", "claim_table", "claims_page", "claims")
+FILES = (
+    "provenance",
+    "trainings",
+    "claim_verdict",
+    "claim_measures",
+    "claim_fairness",
+    "claim_table",
+    "claims_page",
+    "claims",
+)
 
 
 def load():
@@ -24,7 +33,7 @@ def load():
             sys.modules.pop(name, None)
 
 
-_, verdict, measures, fairness, table, pages, claims = load()
+_, _, verdict, measures, fairness, table, pages, claims = load()
 SOME = next(claim for claim in table.CLAIMS if claim.system == "simvq")
 NEAR = next(claim for claim in table.CLAIMS if claim.wanted == "near")
 
