@@ -16,17 +16,19 @@
    inputs (finer than bfloat16 for numbers within 2^7 of the group's largest), for int4 8 bits and a scale per 32 or 64
    inputs (its rounding error is a tenth of that of the weights; llama.cpp does the same with blocks of 32).
 
-   With AMX a tile register holds 4 outputs of 32 inputs, another 32 inputs of 16 rows: any number of rows up to 16 costs
-   what one costs. Registers of AVX-512 hold four rows; further rows read the weights from the cache once more, while
-   nothing is read from memory. Milliseconds of one thread, 4096 outputs of 4096 inputs in bfloat16, 8192 of 8192 else:
+   With AMX a tile register holds 16 outputs of 32 inputs or more, another as many inputs of 16 rows: any number of rows up
+   to 16 costs what one costs. Registers of AVX-512 hold four rows; further rows read the weights from the cache once more,
+   while nothing is read from memory. Milliseconds of one thread, 4096 outputs of 4096 inputs in bfloat16, 8192 of 8192
+   else; torch is its bfloat16 product of plain weights, which uses AMX as well:
 
-       rows                      1      4      8      16     64     100
-       bfloat16  AVX-512         2.2    2.2    3.9    7.5    30
-                 AMX             2.4    1.8    2.1    2.7    6.4    9.7
-       int8      AVX-512         4.2    4.9    10     19     75     117
-                 AMX                           7.1    7.3    28     48
-       int4      AVX-512         1.7    2.4    5.4    11     45     70
-                 AMX                                  7.3    29     52 */
+       rows                   1      4      8      16     64     100    256
+       bfloat16  AVX-512      2.3    2.4    3.8    6.7    25     38     88
+                 AMX          2.9    2.5    2.4    2.9    3.8    6.0    12.4
+                 torch        3.9    3.8    3.6    3.8    6.1    7.6    12.7
+       int8      AVX-512      4.3    5.0    9.2    17     67     105
+                 AMX                        3.9    4.1    16     29
+       int4      AVX-512      1.5    2.2    4.3    8.8    43     66
+                 AMX                               5.0    20     35 */
 
 #include <math.h>
 #include <stdint.h>
@@ -169,8 +171,8 @@ typedef struct {
 typedef struct {
     char *x;           /* per batch of rows_together rows: [inputs / 32, rows, 32], float32; bfloat16 for DOTS,
                           int16 for WHOLE and int8; int8 [inputs / 128, rows, 128] for WHOLE and int4. Tiles, per batch of up to
-                          16 rows: bfloat16 [inputs / 32, 16, rows, 2]; for int8 [inputs / 32, 2, 8, rows, 4], the upper
-                          and lower 8 bits; for int4 [inputs / 32, 8, rows, 4] */
+                          16 rows: bfloat16 [inputs / 32, 16, rows, 2]; for int8 [inputs / 64, 2, 16, rows, 4], the
+                          upper and lower 8 bits; for int4 [inputs / 64, 16, rows, 4] */
     float *scales;     /* WHOLE and int8: [rows, groups], of x; WHOLE and int4: [rows, groups of x, 8], four times the
                           scale of x and four times its sum. Tiles, per batch: [groups, 16], for int4 [groups, 2, 16] */
     float *group_sums; /* int4: [rows, groups], sums of x */
@@ -181,6 +183,8 @@ static int64_t padded_inputs(const Matrix *m) {
     const int64_t unit = m->kind == INT4 ? INT4_INPUTS : INPUTS;
     return (m->inputs + unit - 1) / unit * unit;
 }
+/* Inputs that an operand has memory for: whole tiles of 64. */
+static int64_t room_inputs(const Matrix *m) { return (padded_inputs(m) + 63) / 64 * 64; }
 static int64_t padded_outputs(const Matrix *m) { return (m->outputs + OUTPUTS - 1) / OUTPUTS * OUTPUTS; }
 static int multiplies_halves(const Matrix *m, int half) {
     return DOTS && half && m->kind == BFLOAT16;
@@ -502,195 +506,235 @@ INLINE void block_of_whole4(
 #endif
 
 #if TILES
-/* Products of tile registers: 4 outputs of 32 inputs by 32 inputs of up to TILE_ROWS rows. Of x a tile has a line for
-   each 4 bytes of inputs (two of bfloat16, four of 8 bits), which holds them for all rows. */
-enum { TILE_ROWS = 16, BLOCKS_AT_ONCE = 3 };
+/* Products of tile registers: 16 outputs of 64 bytes of inputs by as many inputs of up to TILE_ROWS rows. Of x a tile has
+   a line for each 4 bytes of inputs (two of bfloat16, four of 8 bits), which holds them for all rows. A tile of weights is
+   put together from four blocks, as it is computed as fast as one of a single block. */
+enum { TILE_ROWS = 16, BLOCKS_AT_ONCE = 4, TILE_OUTPUTS = BLOCKS_AT_ONCE * OUTPUTS, LINE = 64 };
+typedef char TileOfWeights[TILE_OUTPUTS][LINE];
 typedef struct {
     uint8_t palette, start_row, reserved[14];
     uint16_t line_bytes[8], unused[8];
     uint8_t lines[8], unused_too[8];
 } TileConfig;
 
-/* Registers of a config: `weights` with lines of so many bytes, then `of_x` for so many rows, the others sums. */
-static TileConfig tile_config(int weights, int of_x, int line_bytes, int64_t rows) {
+/* Registers 0 and 1 are weights of so many outputs, 2 and 3 are x, 4 to 7 are sums. */
+static TileConfig tile_config(int outputs, int64_t rows) {
     TileConfig config = {.palette = 1};
     for (int i = 0; i < 8; i++) {
-        config.lines[i] = i < weights || i >= weights + of_x ? OUTPUTS : line_bytes / 4;
-        config.line_bytes[i] = (uint16_t)(i < weights ? line_bytes : 4 * tile_rows(rows));
+        config.lines[i] = i == 2 || i == 3 ? LINE / 4 : outputs;
+        config.line_bytes[i] = (uint16_t)(i < 2 ? LINE : 4 * tile_rows(rows));
     }
     return config;
 }
 
 /* Loads of tiles are not noticed by the CPU's own prefetch: far ahead to L2, near to L1. */
-INLINE void fetch_tile(const char *weight, int64_t bytes) {
-    EACH(i, bytes / 64) __builtin_prefetch(weight + 512 + i * 64);
-    EACH(i, bytes / 64) __builtin_prefetch(weight + 8192 + i * 64, 0, 2);
+INLINE void fetch_tile(const char *weight) {
+    EACH(i, OUTPUTS) __builtin_prefetch(weight + 512 + i * LINE);
+    EACH(i, OUTPUTS) __builtin_prefetch(weight + 8192 + i * LINE, 0, 2);
 }
 
-/* Write the sums of OUTPUTS registers, one number a row. */
-INLINE void put_rows(
-    const Matrix *m, const Operand *operand, int64_t block, int64_t first, int64_t rows, const float sums[][TILE_ROWS]) {
-    const int64_t outputs = padded_outputs(m);
+/* The weights of BLOCKS_AT_ONCE blocks; where there are fewer, the last one again. */
+INLINE void blocks_from(const Matrix *m, int64_t block, int64_t to, int64_t size, const char *weights[BLOCKS_AT_ONCE]) {
+    EACH(i, BLOCKS_AT_ONCE) weights[i] = m->weight + (block + i < to ? block + i : to - 1) * size;
+}
+
+/* Write the sums of outputs, one number a row, of the blocks before `to`. */
+INLINE void put_rows(const Operand *operand, int64_t outputs, int64_t block, int64_t to, int64_t first, int64_t rows,
+    const float sums[][TILE_ROWS]) {
     for (int64_t b = 0; b < TILE_ROWS && first + b < rows; b++)
-        EACH(o, OUTPUTS) operand->sums[(first + b) * outputs + block * OUTPUTS + o] = sums[o][b];
+        for (int64_t i = 0; i < BLOCKS_AT_ONCE && block + i < to; i++)
+            EACH(o, OUTPUTS) operand->sums[(first + b) * outputs + (block + i) * OUTPUTS + o] = sums[i * OUTPUTS + o][b];
 }
 
-/* bfloat16: registers 0 to 2 are weights of three blocks, 3 is x, 4 to 6 are sums. Blocks are taken one by one from
-   memory, since the CPU reads one stream faster than three; but if there are more rows, three at once, since then
-   loading x takes longest (`several`, constant after inlining). */
-INLINE void tiles_of_bfloat16(
-    int several, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int64_t rows) {
-    const int64_t inputs = padded_inputs(m), size = OUTPUTS * inputs * 2, tile = OUTPUTS * INPUTS * 2;
-    const int64_t line = 4 * tile_rows(rows);
-    const char *weight = m->weight + block * size, *end = weight + size, *x = operand->x + first * inputs * 2;
-    float totals[BLOCKS_AT_ONCE][OUTPUTS][TILE_ROWS];
+/* bfloat16 for one tile of rows, which is bound by memory: one block after the other, because the CPU reads one stream
+   faster than four. */
+static void tile_of_bfloat16(const Matrix *m, const Operand *operand, int64_t block, int64_t rows) {
+    const int64_t inputs = padded_inputs(m), size = OUTPUTS * inputs * 2, line = 4 * tile_rows(rows);
+    const char *weight = m->weight + block * size, *end = weight + size, *x = operand->x;
+    float totals[OUTPUTS][TILE_ROWS];
     _tile_zero(4);
-    if (several) { _tile_zero(5); _tile_zero(6); }
-    for (; weight < end; weight += tile, x += line * (INPUTS / 2)) {
-        _tile_loadd(3, x, line);
-        fetch_tile(weight, tile);
-        _tile_loadd(0, weight, INPUTS * 2);
-        _tile_dpbf16ps(4, 0, 3);
-        if (several) {
-            fetch_tile(weight + size, tile);
-            _tile_loadd(1, weight + size, INPUTS * 2);
-            _tile_dpbf16ps(5, 1, 3);
-            fetch_tile(weight + 2 * size, tile);
-            _tile_loadd(2, weight + 2 * size, INPUTS * 2);
-            _tile_dpbf16ps(6, 2, 3);
-        }
+    for (; weight < end; weight += OUTPUTS * LINE, x += line * (LINE / 4)) {
+        _tile_loadd(2, x, line);
+        fetch_tile(weight);
+        _tile_loadd(0, weight, LINE);
+        _tile_dpbf16ps(4, 0, 2);
     }
-    _tile_stored(4, totals[0], 64);
-    if (several) { _tile_stored(5, totals[1], 64); _tile_stored(6, totals[2], 64); }
-    for (int i = 0; i < (several ? BLOCKS_AT_ONCE : 1); i++) put_rows(m, operand, block + i, first, rows, totals[i]);
+    _tile_stored(4, totals, LINE);
+    put_rows(operand, padded_outputs(m), block, block + 1, 0, rows, totals);
 }
 
-/* int8: registers 0 and 1 are weights of two blocks, 2 and 3 the upper and lower 8 bits of x, 4 to 7 sums of their
-   products. Sums within a group are whole, and they are scaled and added as by block_of_whole8, so they have its bits. */
-INLINE void tiles_of_int8(
-    int several, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int64_t rows) {
+#define ADD_ROWS(n, SUMS) \
+    if (n < tiles) { \
+        _tile_loadd(2, x + n * next, line); \
+        _tile_dpbf16ps(SUMS, 0, 2); \
+    }
+#define PUT_ROWS(n, SUMS) \
+    if (n < tiles) { \
+        _tile_stored(SUMS, totals, LINE); \
+        put_rows(operand, padded_outputs(m), block, to, first + n * TILE_ROWS, rows, totals); \
+    }
+
+/* bfloat16 for up to four tiles of rows. */
+static void tiles_of_bfloat16(
+    const Matrix *m, const Operand *operand, int64_t block, int64_t to, int64_t first, int64_t rows) {
+    const int64_t inputs = padded_inputs(m), line = 4 * TILE_ROWS, next = TILE_ROWS * inputs * 2;
+    const int64_t tiles = (rows - first + TILE_ROWS - 1) / TILE_ROWS;
+    const char *weights[BLOCKS_AT_ONCE], *x = operand->x + first * inputs * 2;
+    TileOfWeights gathered;
+    float totals[TILE_OUTPUTS][TILE_ROWS];
+    blocks_from(m, block, to, OUTPUTS * inputs * 2, weights);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+    for (int64_t at = 0; at < OUTPUTS * inputs * 2; at += OUTPUTS * LINE, x += line * (LINE / 4)) {
+        EACH(i, BLOCKS_AT_ONCE) {
+            fetch(weights[i] + at, OUTPUTS * LINE);
+            EACH(o, OUTPUTS)
+                _mm512_storeu_si512(gathered[i * OUTPUTS + o], _mm512_loadu_si512(weights[i] + at + o * LINE));
+        }
+        _tile_loadd(0, gathered, LINE);
+        ADD_ROWS(0, 4) ADD_ROWS(1, 5) ADD_ROWS(2, 6) ADD_ROWS(3, 7)
+    }
+    PUT_ROWS(0, 4) PUT_ROWS(1, 5) PUT_ROWS(2, 6) PUT_ROWS(3, 7)
+}
+
+/* int8: registers 2 and 3 are the upper and lower 8 bits of x, 4 and 5 sums of their products. Sums within a group are
+   whole, and they are scaled and added as by block_of_whole8, so they have its bits. */
+static void tiles_of_int8(
+    const Matrix *m, const Operand *operand, int64_t block, int64_t to, int64_t first, int64_t rows) {
     const int64_t inputs = padded_inputs(m), groups = (inputs + WHOLE_GROUP - 1) / WHOLE_GROUP;
-    const int64_t size = OUTPUTS * inputs, tile = OUTPUTS * INPUTS, line = 4 * tile_rows(rows), plane = line * INPUTS / 4;
-    const char *weight = m->weight + block * size, *end = weight + size, *x = operand->x + first * inputs * 2;
+    const int64_t line = 4 * tile_rows(rows), plane = line * LINE / 4, tile = OUTPUTS * INPUTS;
+    const char *weights[BLOCKS_AT_ONCE], *x = operand->x + first * room_inputs(m) * 2;
     const float *scales = operand->scales + first * groups;
-    __m512 sums[2][OUTPUTS];
-    int32_t whole[4][OUTPUTS][TILE_ROWS] = {0};
-    EACH(i, 2) EACH(o, OUTPUTS) sums[i][o] = _mm512_setzero_ps();
-    for (; weight < end; scales += TILE_ROWS) {
-        const char *last = weight + WHOLE_GROUP * OUTPUTS < end ? weight + WHOLE_GROUP * OUTPUTS : end;
+    TileOfWeights gathered;
+    __m512 sums[TILE_OUTPUTS];
+    int32_t upper[TILE_OUTPUTS][TILE_ROWS] = {0}, lower[TILE_OUTPUTS][TILE_ROWS] = {0};
+    blocks_from(m, block, to, OUTPUTS * inputs, weights);
+    EACH(o, TILE_OUTPUTS) sums[o] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < inputs; scales += TILE_ROWS) {
         _tile_zero(4);
         _tile_zero(5);
-        if (several) { _tile_zero(6); _tile_zero(7); }
-        for (; weight < last; weight += tile, x += 2 * plane) {
+        for (const int64_t last = i + WHOLE_GROUP < inputs ? i + WHOLE_GROUP : inputs; i < last; i += LINE, x += 2 * plane) {
+            EACH(n, BLOCKS_AT_ONCE) { /* a line: 32 inputs of one tile, 32 of the next */
+                const char *from = weights[n] + i * OUTPUTS;
+                const __m512i none = _mm512_setzero_si512(), a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + LINE);
+                const int two = i + INPUTS < inputs;
+                const __m512i c = two ? _mm512_loadu_si512(from + tile) : none;
+                const __m512i d = two ? _mm512_loadu_si512(from + tile + LINE) : none;
+                fetch(from, 2 * tile);
+                _mm512_storeu_si512(gathered[n * OUTPUTS], _mm512_shuffle_i64x2(a, c, 0x44));
+                _mm512_storeu_si512(gathered[n * OUTPUTS + 1], _mm512_shuffle_i64x2(a, c, 0xEE));
+                _mm512_storeu_si512(gathered[n * OUTPUTS + 2], _mm512_shuffle_i64x2(b, d, 0x44));
+                _mm512_storeu_si512(gathered[n * OUTPUTS + 3], _mm512_shuffle_i64x2(b, d, 0xEE));
+            }
             _tile_loadd(2, x, line);
             _tile_loadd(3, x + plane, line);
-            fetch_tile(weight, tile);
-            _tile_loadd(0, weight, INPUTS);
+            _tile_loadd(0, gathered, LINE);
             _tile_dpbssd(4, 0, 2);
             _tile_dpbsud(5, 0, 3);
-            if (several) {
-                fetch_tile(weight + size, tile);
-                _tile_loadd(1, weight + size, INPUTS);
-                _tile_dpbssd(6, 1, 2);
-                _tile_dpbsud(7, 1, 3);
-            }
         }
-        _tile_stored(4, whole[0], 64);
-        _tile_stored(5, whole[1], 64);
-        if (several) { _tile_stored(6, whole[2], 64); _tile_stored(7, whole[3], 64); }
+        _tile_stored(4, upper, LINE);
+        _tile_stored(5, lower, LINE);
         const __m512 scale = _mm512_loadu_ps(scales);
-        EACH(i, 2) EACH(o, OUTPUTS) if (i == 0 || several) {
-            const __m512i upper = _mm512_slli_epi32(_mm512_loadu_si512(whole[2 * i][o]), 8);
-            const __m512i total = _mm512_add_epi32(upper, _mm512_loadu_si512(whole[2 * i + 1][o]));
-            sums[i][o] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, sums[i][o]);
+        EACH(o, TILE_OUTPUTS) {
+            const __m512i high = _mm512_slli_epi32(_mm512_loadu_si512(upper[o]), 8);
+            const __m512i total = _mm512_add_epi32(high, _mm512_loadu_si512(lower[o]));
+            sums[o] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scale, sums[o]);
         }
     }
-    for (int i = 0; i < (several ? 2 : 1); i++) {
-        float totals[OUTPUTS][TILE_ROWS];
-        EACH(o, OUTPUTS) _mm512_storeu_ps(totals[o], sums[i][o]);
-        put_rows(m, operand, block + i, first, rows, totals);
-    }
+    float totals[TILE_OUTPUTS][TILE_ROWS];
+    EACH(o, TILE_OUTPUTS) _mm512_storeu_ps(totals[o], sums[o]);
+    put_rows(operand, padded_outputs(m), block, to, first, rows, totals);
 }
 
-/* int4: registers 0 and 1 are weights, one number a byte, 2 and 3 are x, 4 to 7 sums of the groups of 128 inputs. Scaled
-   and added as by block_of_whole4: `one` and `other` group of a register apart, and apart from them their shifts. `fine`:
-   each tile has its own scale (constant after inlining). */
+/* int4: registers 0 and 1 are weights, one number a byte, 4 to 7 sums of the groups of 128 inputs. Scaled and added as by
+   block_of_whole4: `one` and `other` group of a register apart, and apart from them their shifts. `fine`: each 32 inputs
+   have their own scale, so that half of a tile's numbers are zero (constant after inlining). */
 INLINE void tiles_of_int4(
-    int fine, const Matrix *m, const Operand *operand, int64_t block, int64_t first, int64_t rows) {
+    int fine, const Matrix *m, const Operand *operand, int64_t block, int64_t to, int64_t first, int64_t rows) {
     const int64_t inputs = padded_inputs(m), groups = inputs / m->group, size = whole_group(m);
-    const int64_t line = 4 * tile_rows(rows), tile = line * INPUTS / 4, bytes = INT4_INPUTS / 2;
-    const char *weight = m->weight + block * OUTPUTS * inputs / 2, *x = operand->x + first * inputs;
-    const uint16_t *of_weights = (const uint16_t *)m->scales + block * groups * 2 * OUTPUTS;
+    const int64_t line = 4 * tile_rows(rows), tile = line * LINE / 4, bytes = INT4_INPUTS / 2;
+    const char *weights[BLOCKS_AT_ONCE], *x = operand->x + first * room_inputs(m);
     const float *of_x = operand->scales + first / TILE_ROWS * (inputs / size) * 2 * TILE_ROWS;
-    __m512 sums[4][OUTPUTS]; /* scaled `one`, shifts of `one`, scaled `other`, shifts of `other` */
-    int32_t whole[OUTPUTS][TILE_ROWS] = {0};
-    uint8_t low[OUTPUTS][64], high[OUTPUTS][64];
-    EACH(i, 4) EACH(o, OUTPUTS) sums[i][o] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < inputs; i += INT4_INPUTS, weight += OUTPUTS * bytes, x += 4 * tile) {
-        fetch(weight, OUTPUTS * bytes);
-        EACH(o, OUTPUTS) {
-            const __m512i two = _mm512_loadu_si512(weight + o * bytes);
-            _mm512_storeu_si512(low[o], low_numbers(two));
-            _mm512_storeu_si512(high[o], high_numbers(two));
+    __m512 sums[4][TILE_OUTPUTS]; /* scaled `one`, shifts of `one`, scaled `other`, shifts of `other` */
+    int32_t whole[TILE_OUTPUTS][TILE_ROWS] = {0};
+    TileOfWeights gathered[4];
+    blocks_from(m, block, to, OUTPUTS * inputs / 2, weights);
+    EACH(i, 4) EACH(o, TILE_OUTPUTS) sums[i][o] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < inputs; i += INT4_INPUTS, x += 2 * tile) {
+        EACH(n, BLOCKS_AT_ONCE) {
+            const char *from = weights[n] + i / INT4_INPUTS * OUTPUTS * bytes;
+            fetch(from, OUTPUTS * bytes);
+            EACH(o, OUTPUTS) {
+                const __m512i two = _mm512_loadu_si512(from + o * bytes), none = _mm512_setzero_si512();
+                const __m512i low = low_numbers(two), high = high_numbers(two);
+                _mm512_storeu_si512(gathered[0][n * OUTPUTS + o], _mm512_shuffle_i64x2(low, fine ? none : high, 0x44));
+                _mm512_storeu_si512(gathered[2][n * OUTPUTS + o], _mm512_shuffle_i64x2(low, fine ? none : high, 0xEE));
+                if (fine) {
+                    _mm512_storeu_si512(gathered[1][n * OUTPUTS + o], _mm512_shuffle_i64x2(none, high, 0x44));
+                    _mm512_storeu_si512(gathered[3][n * OUTPUTS + o], _mm512_shuffle_i64x2(none, high, 0xEE));
+                }
+            }
         }
         _tile_zero(4);
         _tile_zero(6);
-        _tile_loadd(0, low, 64);
         _tile_loadd(2, x, line);
-        _tile_dpbusd(4, 0, 2);
-        _tile_loadd(1, high, 64);
         _tile_loadd(3, x + tile, line);
-        if (fine) { _tile_zero(5); _tile_dpbusd(5, 1, 3); }
-        else _tile_dpbusd(4, 1, 3);
-        _tile_loadd(0, &low[0][32], 64);
-        _tile_loadd(2, x + 2 * tile, line);
-        _tile_dpbusd(6, 0, 2);
-        _tile_loadd(1, &high[0][32], 64);
-        _tile_loadd(3, x + 3 * tile, line);
-        if (fine) { _tile_zero(7); _tile_dpbusd(7, 1, 3); }
-        else _tile_dpbusd(6, 1, 3);
+        _tile_loadd(0, gathered[0], LINE);
+        _tile_dpbusd(4, 0, 2);
+        _tile_loadd(1, gathered[2], LINE);
+        _tile_dpbusd(6, 1, 3);
+        if (fine) {
+            _tile_zero(5);
+            _tile_zero(7);
+            _tile_loadd(0, gathered[1], LINE);
+            _tile_dpbusd(5, 0, 2);
+            _tile_loadd(1, gathered[3], LINE);
+            _tile_dpbusd(7, 1, 3);
+        }
         EACH(plane, 1 + fine) EACH(other, 2) {
             const int64_t at = i + plane * INPUTS + other * 64;
-            if (plane) { if (other) _tile_stored(7, whole, 64); else _tile_stored(5, whole, 64); }
-            else { if (other) _tile_stored(6, whole, 64); else _tile_stored(4, whole, 64); }
+            if (plane) { if (other) _tile_stored(7, whole, LINE); else _tile_stored(5, whole, LINE); }
+            else { if (other) _tile_stored(6, whole, LINE); else _tile_stored(4, whole, LINE); }
             const __m512 scale = _mm512_loadu_ps(of_x + at / size * 2 * TILE_ROWS);
             const __m512 total = _mm512_loadu_ps(of_x + (at / size * 2 + 1) * TILE_ROWS);
-            const uint16_t *own = of_weights + at / m->group * 2 * OUTPUTS;
-            EACH(o, OUTPUTS) {
-                const __m512 scales = _mm512_mul_ps(_mm512_set1_ps(from_bfloat16(own[o])), scale);
-                const __m512 shifts = _mm512_mul_ps(_mm512_set1_ps(from_bfloat16(own[OUTPUTS + o])), total);
-                const __m512 numbers = _mm512_cvtepi32_ps(_mm512_loadu_si512(whole[o]));
-                sums[2 * other][o] = _mm512_fmadd_ps(numbers, scales, sums[2 * other][o]);
-                sums[2 * other + 1][o] = _mm512_fmadd_ps(_mm512_set1_ps(1), shifts, sums[2 * other + 1][o]);
+            for (int64_t n = 0; n < BLOCKS_AT_ONCE; n++) {
+                const int64_t own = block + n < to ? block + n : to - 1;
+                const uint16_t *of_weights = (const uint16_t *)m->scales + (own * groups + at / m->group) * 2 * OUTPUTS;
+                EACH(k, OUTPUTS) {
+                    const int64_t o = n * OUTPUTS + k;
+                    const __m512 scales = _mm512_mul_ps(_mm512_set1_ps(from_bfloat16(of_weights[k])), scale);
+                    const __m512 shifts = _mm512_mul_ps(_mm512_set1_ps(from_bfloat16(of_weights[OUTPUTS + k])), total);
+                    const __m512 numbers = _mm512_cvtepi32_ps(_mm512_loadu_si512(whole[o]));
+                    sums[2 * other][o] = _mm512_fmadd_ps(numbers, scales, sums[2 * other][o]);
+                    sums[2 * other + 1][o] = _mm512_fmadd_ps(_mm512_set1_ps(1), shifts, sums[2 * other + 1][o]);
+                }
             }
         }
     }
-    float totals[OUTPUTS][TILE_ROWS];
-    EACH(o, OUTPUTS) {
+    float totals[TILE_OUTPUTS][TILE_ROWS];
+    EACH(o, TILE_OUTPUTS) {
         const __m512 scaled = _mm512_add_ps(sums[0][o], sums[2][o]), shifts = _mm512_add_ps(sums[1][o], sums[3][o]);
         _mm512_storeu_ps(totals[o], _mm512_add_ps(scaled, shifts));
     }
-    put_rows(m, operand, block, first, rows, totals);
+    put_rows(operand, padded_outputs(m), block, to, first, rows, totals);
 }
 
 static void blocks_of_tiles(const Matrix *m, const Operand *operand, int64_t from, int64_t to, int64_t rows) {
-    const TileConfig own = m->kind == BFLOAT16 ? tile_config(3, 1, 64, rows) : tile_config(2, 2, 32, rows);
+    const int single = m->kind == BFLOAT16 && rows <= TILE_ROWS;
+    const TileConfig own = tile_config(single ? OUTPUTS : TILE_OUTPUTS, rows);
     TileConfig before; /* of other libraries in this thread */
     _tile_storeconfig(&before);
     _tile_loadconfig(&own);
-    int64_t block = from;
-    if (m->kind == BFLOAT16 && rows > TILE_ROWS)
-        for (; block + 3 <= to; block += 3)
-            for (int64_t first = 0; first < rows; first += TILE_ROWS) tiles_of_bfloat16(1, m, operand, block, first, rows);
-    if (m->kind == INT8)
-        for (; block + 2 <= to; block += 2)
-            for (int64_t first = 0; first < rows; first += TILE_ROWS) tiles_of_int8(1, m, operand, block, first, rows);
-    for (; block < to; block++)
-        for (int64_t first = 0; first < rows; first += TILE_ROWS) {
-            if (m->kind == BFLOAT16) tiles_of_bfloat16(0, m, operand, block, first, rows);
-            else if (m->kind == INT8) tiles_of_int8(0, m, operand, block, first, rows);
-            else if (m->group < 64) tiles_of_int4(1, m, operand, block, first, rows);
-            else tiles_of_int4(0, m, operand, block, first, rows);
+    const int64_t many = m->kind == BFLOAT16 ? 4 * TILE_ROWS : TILE_ROWS;
+    for (int64_t block = from; block < to; block += single ? 1 : BLOCKS_AT_ONCE)
+        for (int64_t first = 0; first < rows; first += many) {
+            if (single) tile_of_bfloat16(m, operand, block, rows);
+            else if (m->kind == BFLOAT16) tiles_of_bfloat16(m, operand, block, to, first, rows);
+            else if (m->kind == INT8) tiles_of_int8(m, operand, block, to, first, rows);
+            else if (m->group < 64) tiles_of_int4(1, m, operand, block, to, first, rows);
+            else tiles_of_int4(0, m, operand, block, to, first, rows);
         }
     _tile_loadconfig(&before);
 }
@@ -747,7 +791,7 @@ static void run_blocks(const Matrix *m, int dots, const Operand *operand, int64_
 
 /* Size of a matrix's operand in floats. */
 static int64_t room_for(const Matrix *m, int64_t rows) {
-    return padded_rows(rows) * (padded_inputs(m) + padded_inputs(m) / INPUTS + padded_outputs(m)) + 3 * 16;
+    return padded_rows(rows) * (room_inputs(m) + padded_inputs(m) / INPUTS + padded_outputs(m)) + 3 * 16;
 }
 
 /* Offset of tile `tile` of `size` inputs of row `b` in an operand's x, in elements. */
@@ -784,11 +828,12 @@ static void lay_out_whole(const Matrix *m, const float *x, int64_t rows, const O
                 }
                 if (tiles) {
                     const int64_t first = b / 16 * 16, planes = m->kind == INT8 ? 2 : 1;
-                    int8_t *to = (int8_t *)operand->x + (first * inputs + tile * INPUTS * width) * planes + 4 * (b - first);
+                    int8_t *to = (int8_t *)operand->x + 4 * (b - first)
+                        + (first * room_inputs(m) + tile / 2 * 64 * width) * planes + tile % 2 * INPUTS * width;
                     for (int i = 0; i < INPUTS; i++) {
                         int8_t *place = to + i / 4 * 4 * width + i % 4;
                         *place = (int8_t)(m->kind == INT8 ? rounded[i] >> 8 : rounded[i]);
-                        if (m->kind == INT8) place[INPUTS * width] = (int8_t)(rounded[i] & 255);
+                        if (m->kind == INT8) place[64 * width] = (int8_t)(rounded[i] & 255);
                     }
                 } else if (m->kind == INT4) {
                     int8_t *to = (int8_t *)operand->x + place_of(m, b, tile / 4, rows, INT4_INPUTS);
@@ -822,11 +867,11 @@ static void lay_out_tiles(const Matrix *m, const float *x, int64_t rows, const O
 /* x [rows, inputs] in the kernels' layout, rounded to bfloat16 if `half`. */
 static Operand lay_out(const Matrix *m, const float *x, int64_t rows, int half, float *memory) {
     const int64_t inputs = padded_inputs(m), groups = m->kind == INT4 ? inputs / m->group : 0;
-    const int64_t most = padded_rows(rows);
-    Operand operand = {(char *)memory, memory + most * inputs / 2, memory + most * inputs, 0};
-    operand.sums = operand.group_sums + (most * groups + 15) / 16 * 16;
+    const int64_t numbers = padded_rows(rows) * room_inputs(m);
+    Operand operand = {(char *)memory, memory + numbers / 2, memory + numbers, 0};
+    operand.sums = operand.group_sums + (padded_rows(rows) * groups + 15) / 16 * 16;
     const int dots = multiplies_halves(m, half);
-    memset(memory, 0, sizeof(float) * most * (inputs + groups));
+    memset(memory, 0, sizeof(float) * (numbers + padded_rows(rows) * groups));
     if (multiplies_whole(m, half)) {
         lay_out_whole(m, x, rows, &operand);
         return operand;
