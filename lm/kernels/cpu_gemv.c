@@ -201,8 +201,8 @@ static int tiles_allowed(void) {
 #endif
 }
 static int multiplies_whole(const Matrix *m, int half) { return WHOLE && half && (m->kind == INT8 || m->kind == INT4); }
-/* Sums of tiles in bfloat16 have other bits than those of AVX-512, so all rows take the same way. Whole sums have the
-   same, and few rows are faster without tiles. */
+/* Sums of tiles in bfloat16 have other bits than those of AVX-512, so all rows take the same way (one or two rows read
+   their weights from memory 8 % slower for that). Whole sums have the same bits, and few rows are faster without tiles. */
 static int multiplies_tiles(const Matrix *m, int half, int64_t rows) {
     const int whole = multiplies_whole(m, half) && rows > (m->kind == INT8 ? 4 : 8);
     return (multiplies_halves(m, half) || whole) && tiles_allowed();
