@@ -161,6 +161,11 @@ def multiply(x: Tensor, matrix: Matrix) -> Tensor:
     return y
 
 
+def multiplies_tiles(matrix: Matrix, dtype: torch.dtype) -> bool:
+    """Whether products of many rows of this dtype use the tile registers of AMX."""
+    return library().rows_at_once(matrix, dtype == torch.bfloat16) > MAX_ROWS
+
+
 def gemv_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of a single query to the positions so far, [B, H, 1, E] -> [B, H, 1, E].
 

@@ -44,8 +44,8 @@ CLIPPINGS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Fractions of a group's range covered by its 16 numbers; weights outside are clipped."""
 SEARCH_BLOCK = 1 << 16
 """Number of weights searched together."""
-MAX_GEMV_ROWS = 256
-"""Up to this many rows cpu_gemv.c is faster than dequantizing the weights."""
+MAX_GEMV_ROWS, MAX_TILE_ROWS = 256, 1024
+"""Up to this many rows cpu_gemv.c is faster than dequantizing the weights; the second where it uses AMX."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[*, D] -> [*, N] in x's dtype."""
         rows = x.numel() // self.in_features
-        if self.tiles and rows <= MAX_GEMV_ROWS and x.dtype in (torch.float32, torch.bfloat16):
+        if self.tiles and x.dtype in (torch.float32, torch.bfloat16) and self._takes(rows, x.dtype):
             if torch.compiler.is_compiling():
                 return gemv_linear(x, self.numbers, self.scales, self.bias, self.kind, self.out_features, self.group)
             return cpu_gemv.multiply(x, self.described)
@@ -182,6 +182,12 @@ class PackedLinear(nn.Module):
                 return triton_fused_block.project(flat, matrix).view(*x.shape[:-1], self.out_features)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return linear(x, self.dequantized(x.dtype), bias)
+
+    def _takes(self, rows: int, dtype: torch.dtype) -> bool:
+        """Whether the kernels are faster for so many rows."""
+        if rows <= MAX_GEMV_ROWS or rows > MAX_TILE_ROWS or torch.compiler.is_compiling():
+            return rows <= MAX_GEMV_ROWS
+        return cpu_gemv.multiplies_tiles(self.described, dtype)
 
     def _on_gpu(self, x: Tensor) -> bool:
         """Whether a product with few rows can use lm/kernels/triton_kernels.py."""

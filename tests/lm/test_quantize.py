@@ -14,6 +14,7 @@ from tessera.lm.conditioning.registry import ConditionBatch
 from tessera.lm.kernels import cpu_gemv
 from tessera.lm.kernels.huge_pages import HUGE, on_huge_pages
 from tessera.lm.ops.rotary import TimeRopeConfig
+from tessera.lm.quantization import packed_linear
 from tessera.lm.quantization.packed_linear import (
     PackedLinear,
     pack_,
@@ -131,6 +132,24 @@ def test_special_values(kind):
         assert layer(broken.to(dtype))[1, :3].isnan().all() and layer(broken.to(dtype))[0, :3].isfinite().all()
     wide = torch.randn(2, 128)
     assert torch.equal(layer(wide[:, ::2]), layer(wide[:, ::2].contiguous()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", cpu_gemv.KINDS)
+def test_many_rows_are_near_those_of_dequantized_weights(kind, monkeypatch):
+    """On either side of the numbers of rows where another way begins."""
+    layer = make_layer(kind, 20, 96)
+    assert layer.bias is not None
+    for rows in (packed_linear.MAX_GEMV_ROWS, packed_linear.MAX_GEMV_ROWS + 1, packed_linear.MAX_TILE_ROWS + 1):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows)).to(dtype)
+            wanted = F.linear(x.double(), layer.dequantized(torch.float64), layer.bias.double())
+            torch.testing.assert_close(layer(x).double(), wanted, rtol=2e-2, atol=0.15)
+    monkeypatch.setattr(layer, "dequantized", lambda dtype: pytest.fail("dequantized"))
+    layer(torch.randn(packed_linear.MAX_GEMV_ROWS, 96))
+    tiles = cpu_gemv.multiplies_tiles(layer.described, torch.bfloat16)
+    if tiles:
+        layer(torch.randn(packed_linear.MAX_TILE_ROWS, 96).bfloat16())
 
 
 def test_tiles_hold_every_weight_once():
