@@ -22,10 +22,8 @@ and seeds, are in compare_heads.json.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +32,7 @@ from typing import Any
 import torch
 from provenance import ROOT, here, waited_lock
 from recogniser import Recogniser, compare_words, plain_words
-from trainings import Results, Training, in_processes, seconds_per_step, train_all
+from trainings import Results, Training, run_comparison, seconds_per_step, train_all
 from voice_quality import LISTENER_RATE, Speaker, TestSet
 
 import tessera
@@ -62,30 +60,17 @@ COMPARISONS = ("steps", "time")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resume", action="store_true", help="train and measure what is missing")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--speed", action="store_true", help="measure the speed of generation of what is trained")
-    parser.add_argument("--table", action="store_true", help="print the stored results as Markdown")
-    parser.add_argument("--out", type=Path, default=Path("out/heads"), help="corpus, shards and trainings")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    results = Results(Path(__file__).with_suffix(".json"), args.out, "benchmarks/compare_heads.py")
-    if args.table:
-        print(tables(results.stored()))
-    elif args.speed:
-        measure_speed(results)
-    elif args.resume and args.workers > 1:
-        sys.exit(in_processes(args.workers, __file__, ["--resume", "--out", str(args.out)]))
-    elif args.resume:
-        prepare(results)
-        tokenizer = load_tokenizer(TOKENIZER)
-        test = Test(args.out, tokenizer)
-        if "recordings" not in results.stored():
-            results.add(**test.bounds(tokenizer))
-        train_all(trainings(results), results, test.measure)
-    else:
-        parser.error("say what to do: --resume, --speed or --table")
+    run_comparison(__doc__, __file__, "out/heads", measure, tables, measure_speed)
+
+
+def measure(results: Results) -> None:
+    """Train and measure what is missing."""
+    prepare(results)
+    tokenizer = load_tokenizer(TOKENIZER)
+    test = Test(results.out, tokenizer)
+    if "recordings" not in results.stored():
+        results.add(**test.bounds(tokenizer))
+    train_all(trainings(results), results, test.measure)
 
 
 def prepare(results: Results) -> None:
@@ -204,7 +189,6 @@ def measure_speed(results: Results) -> None:
             found[head]["first"].append(time.perf_counter() - began)
     medians = {head: {name: statistics.median(each[1:]) for name, each in by.items()} for head, by in found.items()}
     results.add(speed=medians | {"at": here()})
-    print(tables(results.stored()))
 
 
 def say(model: tessera.Model, texts: list[str]) -> list:

@@ -32,10 +32,8 @@ ones in the same styles:
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +44,7 @@ from picture_judge import train_judge
 from picture_quality import Entry, load, of_kind, read_entries, spread, to_bytes
 from provenance import ROOT, here, waited_lock
 from torch import Tensor
-from trainings import Results, Training, in_processes, seconds_per_step, train_all
+from trainings import Results, Training, run_comparison, seconds_per_step, train_all
 
 import tessera
 from tessera.configs.schema import read_config
@@ -83,29 +81,16 @@ CORPUS = Path("out/emoji/corpus")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resume", action="store_true", help="train and measure what is missing")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--speed", action="store_true", help="measure the speed of generation of what is trained")
-    parser.add_argument("--table", action="store_true", help="print the stored results as Markdown")
-    parser.add_argument("--out", type=Path, default=Path("out/emoji-large"), help="tokenizers, shards and trainings")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    results = Results(Path(__file__).with_suffix(".json"), args.out, "benchmarks/compare_pictures.py")
-    if args.table:
-        print(tables(results.stored()))
-    elif args.speed:
-        measure_speed(results)
-    elif args.resume and args.workers > 1:
-        sys.exit(in_processes(args.workers, __file__, ["--resume", "--out", str(args.out)]))
-    elif args.resume:
-        prepare(results)
-        test = Test(args.out)
-        if "reconstructed" not in results.stored():
-            results.add(reconstructed={str(size): test.neighbors(test.reconstructed(size)) for size in CLUSTERS})
-        train_all(trainings(results), results, test.measure)
-    else:
-        parser.error("say what to do: --resume, --speed or --table")
+    run_comparison(__doc__, __file__, "out/emoji-large", measure, tables, measure_speed)
+
+
+def measure(results: Results) -> None:
+    """Train and measure what is missing."""
+    prepare(results)
+    test = Test(results.out)
+    if "reconstructed" not in results.stored():
+        results.add(reconstructed={str(size): test.neighbors(test.reconstructed(size)) for size in CLUSTERS})
+    train_all(trainings(results), results, test.measure)
 
 
 def prepare(results: Results) -> None:
@@ -271,7 +256,6 @@ def measure_speed(results: Results) -> None:
                 str(count): 1000 / count * seconds(model, count, settings) for count in (50, 1)
             }
     results.add(speed=found, speed_at=here())
-    print(tables(results.stored()))
 
 
 def seconds(model: Model, count: int, settings: dict[str, Any]) -> float:

@@ -27,10 +27,8 @@ heard: words heard in order; inserted: words too many; both per word said. word 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,7 @@ import soundfile
 import torch
 from provenance import ROOT
 from recogniser import DigitRecogniser, compare_words
-from trainings import Results, Training, in_processes, train_all
+from trainings import Results, Training, run_comparison, train_all
 
 import tessera
 from tessera.configs.schema import read_config
@@ -80,25 +78,16 @@ GROUPS = ("all codes", "first codebook", "spoken")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resume", action="store_true", help="train and measure what is missing")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--table", action="store_true", help="print the stored results as Markdown")
-    parser.add_argument("--out", type=Path, default=Path("out/speech-codes"), help="corpus and trainings")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    results = Results(Path(__file__).with_suffix(".json"), args.out, "benchmarks/compare_speech_codes.py")
-    if args.table:
-        print(table(results.stored()))
-    elif args.resume and args.workers > 1:
-        sys.exit(in_processes(args.workers, __file__, ["--resume", "--out", str(args.out)]))
-    elif args.resume:
-        test = Test()
-        if "recordings" not in results.stored():
-            results.add(recordings=test.heard(test.sounds))
-        train_all([training(args.out, name, seed) for seed in range(SEEDS) for name in SYSTEMS], results, test.measure)
-    else:
-        parser.error("say what to do: --resume or --table")
+    run_comparison(__doc__, __file__, "out/speech-codes", measure, table)
+
+
+def measure(results: Results) -> None:
+    """Train and measure what is missing."""
+    test = Test()
+    if "recordings" not in results.stored():
+        results.add(recordings=test.heard(test.sounds))
+    trainings = [training(results.out, name, seed) for seed in range(SEEDS) for name in SYSTEMS]
+    train_all(trainings, results, test.measure)
 
 
 def training(out: Path, name: str, seed: int) -> Training:

@@ -3,6 +3,7 @@ processes, can be stopped at any time, and its figures are stored."""
 
 from __future__ import annotations
 
+import argparse
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from provenance import here, waited_lock
 
 from tessera.configs.files import read_json, write_json
@@ -151,3 +153,40 @@ def in_processes(count: int, script: str, arguments: Sequence[str]) -> int:
     finally:
         for process in running:
             process.terminate()
+
+
+def run_comparison(
+    doc: str | None,
+    script: str,
+    out: str,
+    measure: Callable[[Results], None],
+    table: Callable[[Mapping[str, Any]], str],
+    speed: Callable[[Results], None] | None = None,
+) -> None:
+    """The command line of a comparison.
+
+    Args:
+        doc: its description. script: its file, beside which the results are stored. out: default folder of trainings.
+        measure: trains and measures what is missing. table: the stored results as Markdown. speed: adds the speed of
+            generation.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--resume", action="store_true", help="train and measure what is missing")
+    what.add_argument("--table", action="store_true", help="print the stored results as Markdown")
+    if speed is not None:
+        what.add_argument("--speed", action="store_true", help="measure the speed of generation of what is trained")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--out", type=Path, default=Path(out), help="data and trainings")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Results(Path(script).with_suffix(".json"), args.out, f"benchmarks/{Path(script).name}")
+    if args.table:
+        print(table(results.stored()))
+    elif not args.resume and speed is not None:
+        speed(results)
+        print(table(results.stored()))
+    elif args.workers > 1:
+        sys.exit(in_processes(args.workers, script, ["--resume", "--out", str(args.out)]))
+    else:
+        measure(results)

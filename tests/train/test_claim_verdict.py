@@ -1,24 +1,12 @@
 """The rule that decides on claims, beside a slow one written from its words."""
 
-import importlib.util
 import math
 import random
-from pathlib import Path
 
 import pytest
+from benchmark_files import load_files
 
-PATH = Path(__file__).resolve().parent.parent.parent / "benchmarks/claim_verdict.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("claim_verdict", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-rule = load()
+(rule,) = load_files("claim_verdict")
 
 
 def slow(wanted, own, baseline):

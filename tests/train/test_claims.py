@@ -1,39 +1,16 @@
 """The table of claims: its rows are fair, its results are kept seed by seed, its page is what they say. No training."""
 
-import importlib
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from benchmark_files import FOLDER, load_files
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
-FILES = (
-    "provenance",
-    "trainings",
-    "claim_verdict",
-    "claim_measures",
-    "claim_fairness",
-    "claim_table",
-    "claims_page",
-    "claims",
+verdict, measures, fairness, table, pages, claims = load_files(
+    "claim_verdict", "claim_measures", "claim_fairness", "claim_table", "claims_page", "claims"
 )
-
-
-def load():
-    """The files of benchmarks/claims.py as modules; they find one another as those of a script do."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return [importlib.import_module(name) for name in FILES]
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in FILES:  # test_benchmarks.py runs them as scripts
-            sys.modules.pop(name, None)
-
-
-_, _, verdict, measures, fairness, table, pages, claims = load()
 SOME = next(claim for claim in table.CLAIMS if claim.system == "simvq")
 NEAR = next(claim for claim in table.CLAIMS if claim.wanted == "near")
 

@@ -1,13 +1,12 @@
 """benchmarks/trainings.py: what a comparison trains is trained once, goes on where it was stopped, and is stored."""
 
-import importlib
 import json
 import math
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+from benchmark_files import FOLDER, load_files
 
 from tessera.configs.folder_lock import lock_folder
 from tessera.configs.schema import read_config
@@ -15,22 +14,7 @@ from tessera.lm.checkpoints.parameter_shapes import parameter_shapes
 from tessera.tokenize.tokenizer import load_tokenizer
 from tessera.train.lm.config import TrainConfig
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
-FILES = ("provenance", "trainings")
-
-
-def load():
-    """The files as modules; they find one another as those of a script do."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return [importlib.import_module(name) for name in FILES]
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in FILES:
-            sys.modules.pop(name, None)
-
-
-provenance, trainings = load()
+provenance, trainings = load_files("provenance", "trainings")
 
 
 @pytest.fixture
