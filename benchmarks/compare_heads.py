@@ -197,7 +197,7 @@ def say(model: tessera.Model, texts: list[str]) -> list:
     return [result[number] for number in range(len(texts))]
 
 
-def tables(results: dict[str, Any]) -> str:
+def tables(results: Mapping[str, Any]) -> str:
     """The results as Markdown: a table for each comparison, means and standard deviations over the seeds."""
     lines = []
     for comparison in COMPARISONS:
