@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .fused_autograd import token_losses
 
 IGNORED = -100
 """Target of positions without loss."""
@@ -97,11 +98,5 @@ def with_part(report: LossReport, terms: Tensor, mask: Tensor, weight: float) ->
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Losses [*] float32, nats, of logits [*, V] (-inf for invalid ids) and targets [*]; 0 where IGNORED."""
-    flat, flat_targets = logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1)
-    terms = F.cross_entropy(flat, flat_targets, ignore_index=IGNORED, reduction="none")
-    if label_smoothing:
-        # By hand: torch's label_smoothing would include -inf logits in the mean.
-        absent = flat.detach() == float("-inf")
-        spread = torch.logsumexp(flat, dim=-1) - flat.masked_fill(absent, 0.0).sum(dim=-1) / (~absent).sum(dim=-1)
-        terms = (1 - label_smoothing) * terms + label_smoothing * torch.where(flat_targets == IGNORED, 0.0, spread)
+    terms = token_losses(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), label_smoothing, IGNORED)
     return terms.view(targets.shape)
