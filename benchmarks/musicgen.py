@@ -366,6 +366,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
     parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="decoder layers")
     parser.add_argument("--frames", type=int, default=250)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
@@ -383,7 +384,7 @@ def main() -> None:
         return
     batches = [int(batch) for batch in arguments.batches.split(",")]
     device, also = torch.device(arguments.device), arguments.also
-    found = compare(device, batches, arguments.frames, arguments.turns, also=also)
+    found = compare(device, batches, arguments.frames, arguments.turns, layers=arguments.layers, also=also)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -273,7 +273,12 @@ def compare_generation(turns: int, quick: bool) -> list[dict[str, Any]]:
     sizes = {"frames": 10, "layers": 1} if quick else {}
     found = musicgen.compare(torch.device("cpu"), batches=(1, 4), turns=turns, budget=120.0, **sizes)
     rows = [
-        {"system": "musicgen-small", "work": f"generate {row['name'].split()[-1]} batch {row['batch']}", **row}
+        {
+            **row,
+            "system": "musicgen-small",
+            "work": f"generate {row['name'].split()[-1]} batch {row['batch']}",
+            "spread": [min(row["ratios"]), max(row["ratios"])],
+        }
         for row in found["rows"]
         if row.get("ratio") is not None
     ]
