@@ -14,7 +14,8 @@ all the same number of parameters. There are two comparisons, each with SEEDS se
     time    a head gets as many steps as take the CPU as long as the steps of `delay`. A head whose steps take within
             10 % as long has the same training in both; what a step takes is measured once, turn by turn.
 
-bits: of a frame of the 120 test recordings, the sum over its codebooks. Words: what pocketsphinx hears, with its
+bits: of a frame of the 120 test recordings, the sum over its codebooks; and how many fewer they are than after three
+quarters of the steps. Ended: samples that find their end before `max_frames`. Words: what pocketsphinx hears, with its
 general language model, of 100 sentences that no training text holds; recordings after encode and decode are the
 bound. A training uses one thread, so its figures do not depend on what else runs. Results, with their machine, versions
 and seeds, are in compare_heads.json.
@@ -22,6 +23,7 @@ and seeds, are in compare_heads.json.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
@@ -160,11 +162,25 @@ class Test:
         return {
             "parameters": model.lm.num_parameters,
             "bits": bits[:books],
+            "curve": curve(folder.parent / "metrics.jsonl"),
             "advance_bits": sum(bits[books:]),
             "ended": sum(result.ended[0] for result in spoken) / len(spoken),
             "length_ratio": sum(result.seconds for result in spoken) / self.sentences.seconds,
             **self.words([result.media[0][0] for result in spoken]),
         }
+
+
+def curve(path: Path) -> dict[str, float]:
+    """Bits per frame of the test recordings during a training, by step."""
+    rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
+    return {str(row["step"]): sum(row["loss_per_codebook"]) / math.log(2) for row in rows if row.get("split") == "test"}
+
+
+def gained(row: Mapping[str, Any]) -> float:
+    """Bits that the last quarter of the steps gained, from the last evaluation before it; nan: there was none."""
+    found = {int(step): bits for step, bits in row["curve"].items()}
+    before = [step for step in found if step <= 0.75 * row["steps"]]
+    return found[max(before)] - found[max(found)] if before else math.nan
 
 
 def measure_speed(results: Results) -> None:
@@ -203,9 +219,9 @@ def tables(results: Mapping[str, Any]) -> str:
     for comparison in COMPARISONS:
         lines += [
             f"Equal {comparison}:", "",
-            "| head | steps | CPU minutes | bits per frame | by codebook | advance "
-            "| words heard | inserted | word error | length |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| head | steps | CPU minutes | bits per frame | in the last quarter | by codebook | advance "
+            "| words heard | inserted | word error | length | ended |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for head in HEADS:
             steps = steps_of(head, comparison, results["seconds_per_step"])
@@ -237,11 +253,13 @@ def line(head: str, steps: int, rows: Sequence[dict[str, Any]], took: float) -> 
         return mean_and_deviation([100 * row[name] for row in rows], " %")
 
     bits = mean_and_deviation([sum(row["bits"]) for row in rows], "", 2)
+    last = statistics.mean(map(gained, rows))
     books = " ".join(f"{statistics.mean(each):.2f}" for each in zip(*(row["bits"] for row in rows), strict=True))
     advance = statistics.mean(row["advance_bits"] for row in rows)
     return (
-        f"| `{head}` ({len(rows)}) | {steps} | {steps * took / 60:.0f} | {bits} | {books} | {advance:.2f} "
-        f"| {spread('heard')} | {spread('inserted')} | {spread('word_error')} | {spread('length_ratio')} |"
+        f"| `{head}` ({len(rows)}) | {steps} | {steps * took / 60:.0f} | {bits} | {-last:+.2f} | {books} "
+        f"| {advance:.2f} | {spread('heard')} | {spread('inserted')} | {spread('word_error')} "
+        f"| {spread('length_ratio')} | {100 * statistics.mean(row['ended'] for row in rows):.0f} % |"
     )
 
 

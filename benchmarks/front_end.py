@@ -12,8 +12,8 @@ on, and the processor time until the first sentence is read, and for 10,000 char
 A sentence counts as right if its sounds are those that the same candidate gives the spoken form, so that a candidate is
 measured against its own pronunciation. Stress does not count, nor do the marks, nor whether a vowel is reduced.
 
-With --corpus it compares the units of the front end with those of a corpus that has alignments instead, stress, marks and
-all: how many texts have exactly the same units, how many the same marks and boundaries, and how many of the units differ.
+With --corpus it compares the units of the front end with those of a corpus that has alignments instead, stress, marks
+and all: how many texts have exactly the same units, how many the same marks and boundaries, how many units differ.
 """
 
 from __future__ import annotations

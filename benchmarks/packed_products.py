@@ -50,8 +50,8 @@ def main() -> None:
             took, other = statistics.median(ours), statistics.median(theirs)
             read = weight.numel() * BITS[kind] / 8 / took / 1e6
             print(
-                f"{kind:9} {rows:5d} {took:8.2f} {f'({min(ours):.2f} - {max(ours):.2f})':>17} {read:6.1f} {other:10.2f} "
-                f"{other / took:6.2f}",
+                f"{kind:9} {rows:5d} {took:8.2f} {f'({min(ours):.2f} - {max(ours):.2f})':>17} {read:6.1f} "
+                f"{other:10.2f} {other / took:6.2f}",
                 flush=True,
             )
 
