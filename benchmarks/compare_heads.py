@@ -8,17 +8,22 @@ the same steps and for the same time, and heard on unseen sentences.
     python benchmarks/compare_heads.py --table                   tables of the stored results, as Markdown
 
 The configs are those of configs/heads, which differ in the head, the arrangement, and the layers and widths that give
-all the same number of parameters. There are two comparisons, each with SEEDS seeds:
+all the same number of parameters. There are these comparisons, with SEEDS seeds:
 
     steps   all heads are trained for the steps of their config
     time    a head gets as many steps as take the CPU as long as the steps of `delay`. A head whose steps take within
             10 % as long has the same training in both; what a step takes is measured once, turn by turn.
+    twice   twice the steps, one seed, without `flat`: whether the order would change
+
+Warm-up and the averaging of the weights are in proportion to the steps.
 
 bits: of a frame of the 120 test recordings, the sum over its codebooks; and how many fewer they are than after three
-quarters of the steps. Ended: samples that find their end before `max_frames`. Words: what pocketsphinx hears, with its
-general language model, of 100 sentences that no training text holds; recordings after encode and decode are the
-bound. A training uses one thread, so its figures do not depend on what else runs. Results, with their machine, versions
-and seeds, are in compare_heads.json.
+quarters of the steps. Words: what pocketsphinx hears, with its general language model, of 100 sentences that no
+training text holds; recordings after encode and decode are the bound. All have the temperature and the guidance of
+configs/voice; a table of other temperatures, of the first seed and of 50 other sentences, shows whom that favors. Every
+sample ends, since the pointer to the text does; length is the share of sentences that last as long as the recording
+within 20 %. A training uses one thread, so its figures do not depend on what else runs. Results, with their machine,
+versions and seeds, are in compare_heads.json.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from typing import Any
 import torch
 from provenance import ROOT, here, waited_lock
 from recogniser import Recogniser, compare_words, plain_words
-from trainings import Results, Training, run_comparison, seconds_per_step, train_all
+from trainings import Results, Training, cpu_minutes, run_comparison, scaled, step_times, train_all
 from voice_quality import LISTENER_RATE, Speaker, TestSet
 
 import tessera
@@ -54,11 +59,18 @@ from tessera.train.lm.evaluate import evaluate_loss
 
 HEADS = ("delay", "parallel", "depth", "flat")
 """The first is the one whose time the others get."""
+WHOLE = {"split": "off"}
+"""Settings of generation: texts of any length in one piece, so that the samples of a batch are made together."""
 SEEDS = 3
 SAME_TIME = 0.1
+SAME_LENGTH = 0.2
 SENTENCES = 100
+OTHERS = 50
+"""Further sentences, for the temperatures."""
+TEMPERATURES = (0.3, 0.5, 0.7, 1.0)
 TOKENIZER = ROOT / "bundled/voice/tokenizer"
-COMPARISONS = ("steps", "time")
+COMPARISONS = {"steps": SEEDS, "time": SEEDS, "twice": 1}
+"""How many seeds each has."""
 
 
 def main() -> None:
@@ -73,6 +85,11 @@ def measure(results: Results) -> None:
     if "recordings" not in results.stored():
         results.add(**test.bounds(tokenizer))
     train_all(trainings(results), results, test.measure)
+    for head in HEADS:
+        found = results.stored().get("temperatures", {})
+        if head not in found:
+            steps = steps_of(head, "steps", results.stored()["seconds_per_step"])
+            results.add(temperatures=found | {head: test.temperatures(results.out / f"{head}-{steps}-0/run-0/model")})
 
 
 def prepare(results: Results) -> None:
@@ -84,19 +101,14 @@ def prepare(results: Results) -> None:
                 corpus = FolderCorpus(path=str(out / "corpus" / folder))
                 shards = ShardsConfig(corpus=corpus, tokenizer=str(TOKENIZER), out=str(out / "shards" / part))
                 build_shards(shards)
-        if "seconds_per_step" not in results.stored():
-            fast = ["train.eval_every=null", "data.test=null"]
-            results.add(
-                seconds_per_step=seconds_per_step(
-                    {head: lambda steps, head=head: config_of(head, 0, steps, out, fast) for head in HEADS}
-                )
-            )
+        fast = ["train.eval_every=null", "data.test=null"]
+        step_times(results, {head: lambda steps, head=head: config_of(head, 0, steps, out, fast) for head in HEADS})
 
 
 def config_of(head: str, seed: int, steps: int, out: Path, more: Sequence[str] = ()) -> TrainConfig:
     """A config of configs/heads."""
     sets = [
-        f"seed={seed}", f"train.steps={steps}", f"tokenizer={TOKENIZER}",
+        f"seed={seed}", f"tokenizer={TOKENIZER}", *scaled(steps),
         f"data={{shards: {out / 'shards/train'}, test: {out / 'shards/test'}}}", *more,
     ]  # fmt: skip
     return read_config(ROOT / f"configs/heads/lm-{head}.yaml", TrainConfig, sets)
@@ -106,6 +118,8 @@ def steps_of(head: str, comparison: str, took: Mapping[str, float]) -> int:
     """Steps of a head in a comparison, from the seconds that a step of each takes."""
     steps = read_config(ROOT / f"configs/heads/lm-{head}.yaml", TrainConfig).train.steps
     ratio = took[HEADS[0]] / took[head]
+    if comparison == "twice":
+        return 2 * steps
     return steps if comparison == "steps" or abs(ratio - 1) <= SAME_TIME else round(steps * ratio)
 
 
@@ -113,8 +127,8 @@ def trainings(results: Results) -> list[Training]:
     """All of the table, each once; seed by seed, so that a stopped run has whole rows."""
     took, out, found = results.stored()["seconds_per_step"], results.out, {}
     for seed in range(SEEDS):
-        for comparison in COMPARISONS:
-            for head in HEADS:
+        for comparison in [name for name, seeds in COMPARISONS.items() if seed < seeds]:
+            for head in HEADS[:3] if comparison == "twice" else HEADS:
                 steps = steps_of(head, comparison, took)
                 name = f"{head}-{steps}-{seed}"
                 config = config_of(head, seed, steps, out)
@@ -131,18 +145,21 @@ class Test:
         geometry = tokenizer.spec.geometry
         assert isinstance(geometry, AudioGeometry)
         self.rate = geometry.sample_rate
+        everything = TestSet(str(out / "corpus/test/sentences"), 10**6, geometry)
         self.sentences = TestSet(str(out / "corpus/test/sentences"), SENTENCES, geometry)
+        rest = [text for text in everything.texts if text not in set(self.sentences.texts)]
+        self.others = rest[:: max(1, len(rest) // OTHERS)][:OTHERS]
         self.listener = Recogniser()
 
     def bounds(self, tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
         """The words of the recordings, and after encode and decode."""
         groups = {"recordings": self.sentences.sounds, "reconstructions": self.sentences.rebuild(tokenizer)}
-        return {name: self.words(sounds) for name, sounds in groups.items()}
+        return {name: self.words(self.sentences.texts, sounds) for name, sounds in groups.items()}
 
-    def words(self, sounds: Sequence[torch.Tensor]) -> dict[str, float]:
-        """What is heard of the sentences in samples [N] of each, per word said."""
+    def words(self, texts: Sequence[str], sounds: Sequence[torch.Tensor]) -> dict[str, float]:
+        """What is heard of the texts in samples [N] of each, per word said."""
         samples = [resample(sound[None].float(), self.rate, LISTENER_RATE)[0].numpy() for sound in sounds]
-        spoken = [plain_words(text) for text in self.sentences.texts]
+        spoken = [plain_words(text) for text in texts]
         counts = compare_words(spoken, [self.listener.words(sound) for sound in samples])
         said = sum(map(len, spoken))
         return {
@@ -158,16 +175,28 @@ class Test:
         nats = evaluate_loss(model.lm, items, 16, ProcessGroup(0, 1, model.lm.device)).tolist()
         bits = [value / math.log(2) for value in nats]
         books = len(model.tokenizer.spec.cardinalities)
-        spoken = Speaker(model, {}, 0, {}).say(self.sentences.texts)
+        spoken = Speaker(model, {}, 0, WHOLE).say(self.sentences.texts)
+        ratios = [
+            result.seconds * self.rate / len(sound)
+            for result, sound in zip(spoken, self.sentences.sounds, strict=True)
+        ]  # fmt: skip
         return {
             "parameters": model.lm.num_parameters,
             "bits": bits[:books],
             "curve": curve(folder.parent / "metrics.jsonl"),
             "advance_bits": sum(bits[books:]),
             "ended": sum(result.ended[0] for result in spoken) / len(spoken),
-            "length_ratio": sum(result.seconds for result in spoken) / self.sentences.seconds,
-            **self.words([result.media[0][0] for result in spoken]),
+            "length": sum(abs(ratio - 1) <= SAME_LENGTH for ratio in ratios) / len(ratios),
+            **self.words(self.sentences.texts, [result.media[0][0] for result in spoken]),
         }
+
+    def temperatures(self, folder: Path) -> dict[str, float]:
+        """Word error of other sentences by the temperature of sampling."""
+        model, found = tessera.load(folder), {}
+        for value in TEMPERATURES:
+            spoken = Speaker(model, {}, 0, {**WHOLE, "temperature": value}).say(self.others)
+            found[str(value)] = self.words(self.others, [result.media[0][0] for result in spoken])["word_error"]
+        return found
 
 
 def curve(path: Path) -> dict[str, float]:
@@ -209,7 +238,7 @@ def measure_speed(results: Results) -> None:
 
 def say(model: tessera.Model, texts: list[str]) -> list:
     """A result for each text, all generated at once."""
-    result = model.generate(text=texts, seed=0)
+    result = model.generate(text=texts, seed=0, **WHOLE)
     return [result[number] for number in range(len(texts))]
 
 
@@ -220,14 +249,14 @@ def tables(results: Mapping[str, Any]) -> str:
         lines += [
             f"Equal {comparison}:", "",
             "| head | steps | CPU minutes | bits per frame | in the last quarter | by codebook | advance "
-            "| words heard | inserted | word error | length | ended |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            "| words heard | inserted | word error | length |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for head in HEADS:
             steps = steps_of(head, comparison, results["seconds_per_step"])
             rows = [row for row in results.get("rows", {}).values() if (row["head"], row["steps"]) == (head, steps)]
             if rows:
-                lines.append(line(head, steps, rows, results["seconds_per_step"][head]))
+                lines.append(line(head, steps, rows))
         lines.append("")
     for name in ("reconstructions", "recordings"):
         if name in results:
@@ -236,6 +265,13 @@ def tables(results: Mapping[str, Any]) -> str:
                 f"{name}: heard {found['heard']:.1%}, inserted {found['inserted']:.1%}, "
                 f"word error {found['word_error']:.1%}"
             )
+    if "temperatures" in results:
+        heads = " | ".join(f"temperature {value}" for value in TEMPERATURES)
+        lines += ["", f"| word error | {heads} |", "|---|" + "---|" * len(TEMPERATURES)]
+        lines += [
+            f"| `{head}` | " + " | ".join(f"{found[str(value)]:.1%}" for value in TEMPERATURES) + " |"
+            for head, found in results["temperatures"].items()
+        ]
     if "speed" in results:
         lines += ["", "| head | frames/s, one sentence | 16 at once | first audio |", "|---|---|---|---|"]
         lines += [
@@ -246,7 +282,7 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def line(head: str, steps: int, rows: Sequence[dict[str, Any]], took: float) -> str:
+def line(head: str, steps: int, rows: Sequence[dict[str, Any]]) -> str:
     """A line of a table."""
 
     def spread(name: str) -> str:
@@ -257,9 +293,9 @@ def line(head: str, steps: int, rows: Sequence[dict[str, Any]], took: float) -> 
     books = " ".join(f"{statistics.mean(each):.2f}" for each in zip(*(row["bits"] for row in rows), strict=True))
     advance = statistics.mean(row["advance_bits"] for row in rows)
     return (
-        f"| `{head}` ({len(rows)}) | {steps} | {steps * took / 60:.0f} | {bits} | {-last:+.2f} | {books} "
+        f"| `{head}` ({len(rows)}) | {steps} | {cpu_minutes(rows)} | {bits} | {-last:+.2f} | {books} "
         f"| {advance:.2f} | {spread('heard')} | {spread('inserted')} | {spread('word_error')} "
-        f"| {spread('length_ratio')} | {100 * statistics.mean(row['ended'] for row in rows):.0f} % |"
+        f"| {spread('length')} |"
     )
 
 

@@ -17,15 +17,18 @@ same number of steps each unless said otherwise, with SEEDS seeds:
 - next-patch      plain, trained on squares of 2 x 2 codes in the first half (arXiv:2412.15321)
 - next-patch, same time   with as many steps as take the CPU as long as those of plain
 - multi-token     plain with three further predictions a step, for speculative decoding
+- multi-token, same time  likewise
 
-Measured on the 300 test pictures, whose pairs of idea and style are in no training picture, and on as many generated
-ones in the same styles:
+There is one tokenizer for each size of codebook, and one clustering, for all seeds. Measured on test pictures, and on
+as many generated ones in the same styles:
 
-- bits       of the codes of a test picture, given its style. Coarse to fine: of the clusters, and of the codes given
-             all clusters, in one pass, as they are generated
-- precision, recall, density, coverage   of generated pictures against the test pictures (arXiv:2002.09797, package
-             prdc, 5 neighbors), in the features of a network that was trained to name the ideas of training pictures
-             (picture_judge.py). Test pictures after encode and decode are the bound.
+- bits       of the codes of a test picture, all of the corpus, given its style. Coarse to fine: of the clusters, and
+             of the codes given all clusters, in one pass, as they are generated
+- precision, recall, density, coverage   of generated pictures against 300 test pictures, whose pairs of idea and style
+             are in no training picture (arXiv:2002.09797, package prdc, 5 neighbors), in the features of a network that
+             was trained to name the ideas of training pictures (picture_judge.py). As many training pictures in the
+             same styles are what a perfect model of the training data, which holds colors and scenes besides, would
+             give; test pictures after encode and decode show what codes lose
 - accepted   steps per forward pass in speculative decoding with three drafts, of four at most; one picture at a time
 - ms         milliseconds a picture, in batches of 50 and alone, medians of three
 """
@@ -44,7 +47,7 @@ from picture_judge import train_judge
 from picture_quality import Entry, load, of_kind, read_entries, spread, to_bytes
 from provenance import ROOT, here, waited_lock
 from torch import Tensor
-from trainings import Results, Training, run_comparison, seconds_per_step, train_all
+from trainings import Results, Training, cpu_minutes, run_comparison, scaled, step_times, train_all
 
 import tessera
 from tessera.configs.schema import read_config
@@ -74,6 +77,7 @@ KINDS: Mapping[str, tuple[str, list[str]]] = {
     "next-patch": ("lm-patches", []),
     "next-patch, same time": ("lm-patches", []),
     "multi-token": ("lm-ahead", []),
+    "multi-token, same time": ("lm-ahead", []),
 }
 """The config and its changes; coarse to fine has a first stage as well."""
 PICTURES = 300
@@ -89,7 +93,11 @@ def measure(results: Results) -> None:
     prepare(results)
     test = Test(results.out)
     if "reconstructed" not in results.stored():
-        results.add(reconstructed={str(size): test.neighbors(test.reconstructed(size)) for size in CLUSTERS})
+        results.add(
+            reconstructed={str(size): test.neighbors(test.reconstructed(size)) for size in CLUSTERS},
+            training_pictures=test.neighbors(test.training_pictures()),
+            codes_used={str(size): codes_used(results.out / str(size) / "shards/train", size) for size in CLUSTERS},
+        )
     train_all(trainings(results), results, test.measure)
 
 
@@ -110,20 +118,19 @@ def prepare(results: Results) -> None:
                 ]  # fmt: skip
                 if not (out / "shards" / part / "index.json").is_file():
                     build_shards(read_config(CONFIGS / "shards.yaml", ShardsConfig, sets), tokenizer)
-            if not (out / "clusters").is_dir():
+            if not (out / "clusters/config.json").is_file():
                 clustering = cluster_codes(tokenizer, clusters)
                 shuffled(clustering).save(out / "random")
                 clustering.save(out / "clusters")
-        if "seconds_per_step" not in results.stored():
-            fast = ["train.eval_every=null", "data.test=null"]
-            configs = {
-                f"{size} {kind}": lambda steps, size=size, kind=kind: config_of(
-                    results.out, size, KINDS[kind][0], 0, [f"train.steps={steps}", *fast]
-                )
-                for size in CLUSTERS
-                for kind in ("plain", "next-patch")
-            }
-            results.add(seconds_per_step=seconds_per_step(configs))
+        fast = ["train.eval_every=null", "data.test=null"]
+        configs = {
+            f"{size} {kind}": lambda steps, size=size, kind=kind: config_of(
+                results.out, size, KINDS[kind][0], 0, [*scaled(steps), *fast]
+            )
+            for size in CLUSTERS
+            for kind in ("plain", "next-patch", "multi-token")
+        }
+        step_times(results, configs)
 
 
 def shuffled(clustering: Clustering) -> Clustering:
@@ -149,16 +156,20 @@ def trainings(results: Results) -> list[Training]:
     return [training(results, size, kind, seed) for seed in range(SEEDS) for size in CLUSTERS for kind in KINDS]
 
 
+def steps_of(size: int, kind: str, took: Mapping[str, float]) -> int:
+    """Steps of a kind, from the seconds that a step of each takes."""
+    steps = read_config(CONFIGS / "lm.yaml", TrainConfig).train.steps
+    name, _, same = kind.partition(", ")
+    return round(steps * took[f"{size} plain"] / took[f"{size} {name}"]) if same else steps
+
+
 def training(results: Results, size: int, kind: str, seed: int) -> Training:
     """One of them."""
     config, changes = KINDS[kind]
-    steps = read_config(CONFIGS / "lm.yaml", TrainConfig).train.steps
-    if kind == "next-patch, same time":
-        took = results.stored()["seconds_per_step"]
-        steps = round(steps * took[f"{size} plain"] / took[f"{size} next-patch"])
+    steps = steps_of(size, kind, results.stored()["seconds_per_step"])
 
     def configs(folder: Path) -> list[TrainConfig]:
-        sets = [*changes, f"train.steps={steps}"]
+        sets = [*changes, *scaled(steps)]
         if config != "lm-refiner":
             return [config_of(results.out, size, config, seed, sets)]
         clusters = results.out / str(size) / ("random" if kind == "random" else "clusters")
@@ -181,6 +192,7 @@ class Test:
         self.out = out
         train, test = read_entries(CORPUS / "train"), of_kind(read_entries(CORPUS / "test"), "pairs")
         self.entries: list[Entry] = spread(test, PICTURES)
+        self.training: list[Entry] = train
         singles = [entry for entry in train if entry.word == "" and entry.path.parent.name != "scenes"]
         ideas = [entry.idea for entry in singles]
         with waited_lock(out / "judges", "benchmarks/compare_pictures.py"):
@@ -194,6 +206,15 @@ class Test:
         """The test pictures after encode and decode."""
         tokenizer = load_tokenizer(self.out / str(size) / "tokenizer")
         return tokenizer.decode(tokenizer.encode(self.real).codes)
+
+    def training_pictures(self) -> Tensor:
+        """As many training pictures as test pictures, chosen at random, in the same styles."""
+        generator, found = torch.Generator().manual_seed(0), []
+        for label in sorted({entry.label for entry in self.entries}):
+            own = [entry for entry in self.training if entry.label == label]
+            count = sum(entry.label == label for entry in self.entries)
+            found += [own[place] for place in torch.randperm(len(own), generator=generator)[:count].tolist()]
+        return load(found)
 
     @torch.no_grad()
     def neighbors(self, pictures: Tensor) -> dict[str, float]:
@@ -210,9 +231,20 @@ class Test:
         made = model.generate(label=[entry.label for entry in self.entries], seed=training.facts["seed"])
         found = self.neighbors(torch.stack(made.media))
         found |= {"parameters": model.lm.num_parameters, "bits": bits(model, items)}
-        if training.facts["kind"] == "multi-token":
+        if training.facts["kind"].startswith("multi-token"):
             found["accepted"] = accepted(model, [entry.label for entry in self.entries[:20]])
         return found
+
+
+def codes_used(shards: Path, size: int) -> dict[str, float]:
+    """How many codes the training pictures have, and the bits of their distribution."""
+    counts = torch.zeros(size)
+    data = Shards(shards)
+    for number in range(len(data)):
+        codes = data.item(number).codes.flatten().long()
+        counts += torch.bincount(codes, minlength=size)
+    share = counts[counts > 0] / counts.sum()
+    return {"used": len(share), "bits": float(-(share * share.log2()).sum())}
 
 
 def bits(model: Model, items: CodesDataset) -> float:
@@ -247,7 +279,7 @@ def measure_speed(results: Results) -> None:
     """Milliseconds a picture of the models of the first seed."""
     found: dict[str, dict[str, float]] = {}
     for each in trainings(results):
-        if each.facts["seed"] or each.facts["kind"].startswith(("next-patch", "random")):
+        if each.facts["seed"] or each.facts["kind"].startswith(("next-patch", "random", "multi-token,")):
             continue
         model = tessera.load(each.model(results.out))
         ways = {"": {}, " with drafts": {"draft": 3}} if each.facts["kind"] == "multi-token" else {"": {}}
@@ -278,11 +310,12 @@ def tables(results: Mapping[str, Any]) -> str:
     rows = list(results.get("rows", {}).values())
     for size in CLUSTERS:
         for kind in KINDS:
-            own = [row for row in rows if (row["codes"], row["kind"]) == (size, kind)]
+            steps = steps_of(size, kind, results["seconds_per_step"])
+            own = [row for row in rows if (row["codes"], row["kind"], row["steps"]) == (size, kind, steps)]
             if own:
                 cells = [
                     f"{size}", kind, f"{len(own)}", f"{own[0]['parameters'] / 1e6:.2f} M", f"{own[0]['steps']}",
-                    f"{statistics.mean(row['cpu_seconds'] for row in own) / 60:.0f}", spread_of(own, "bits", 1),
+                    cpu_minutes(own), spread_of(own, "bits", 1),
                     *(spread_of(own, name, 2) for name in names),
                     spread_of(own, "accepted", 2) if "accepted" in own[0] else "",
                 ]  # fmt: skip
@@ -292,6 +325,11 @@ def tables(results: Mapping[str, Any]) -> str:
             figures = [f"{bound[name]:.2f}" for name in names]
             cells = [f"{size}", "test pictures after encode and decode", *[""] * 5, *figures, ""]
             lines.append("| " + " | ".join(cells) + " |")
+    if "training_pictures" in results:
+        figures = [f"{results['training_pictures'][name]:.2f}" for name in names]
+        lines.append("| " + " | ".join(["", "training pictures", *[""] * 5, *figures, ""]) + " |")
+    for size, each in results.get("codes_used", {}).items():
+        lines += ["", f"Of {size} codes, the training pictures have {each['used']}; {each['bits']:.2f} bits a code."]
     if "speed" in results:
         lines += ["", "| | ms a picture, 50 at once | alone |", "|---|---|---|"]
         lines += [f"| {name} | {each['50']:.1f} | {each['1']:.0f} |" for name, each in results["speed"].items()]

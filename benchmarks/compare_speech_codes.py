@@ -10,6 +10,7 @@ Tokenizers of configs/tokenize, with their settings but for the number of steps,
 corpus; each with SEEDS seeds:
 
 - qdac               residual codes, trained together with an autoregressive network that writes the transcript (QTTS)
+- qdac, first codebook  the same, and the network reads the first codebook only
 - qdac, no recognizer   the same without that network
 - cosyvoice          one codebook, taught by recognition alone; then a decoder learns to make sound of finished codes
 - xy-tokenizer       first meaning and sound together; then codes stay, and the decoder learns with discriminators
@@ -17,17 +18,20 @@ corpus; each with SEEDS seeds:
 Then a language model of the codes, configs/speech-codes/lm.yaml, is trained on each. Pocketsphinx with a grammar of
 digits hears 100 digit strings that no recording of the corpus says, in:
 
-- recordings
+- recordings; and those of other texts, which is what guessing gives
 - all codes          the recordings after encode and decode
 - first codebook     the same, with the codes of all other codebooks left out
 - spoken             generated from the text by the language model
 
-heard: words heard in order; inserted: words too many; both per word said. word error: all errors per word said.
+heard: words heard in order; inserted: words too many; both per word said. word error: all errors per word said. The
+decoders differ by design: that of cosyvoice learns in the last third of the steps and has no discriminator, and that of
+xy-tokenizer, in its last quarter, does not see the first codebook alone.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +47,7 @@ import tessera
 from tessera.configs.schema import read_config
 from tessera.tokenize.data.shard_writer import build_shards
 from tessera.tokenize.data.shards_config import ShardsConfig
-from tessera.tokenize.tokenizer import Tokenizer
+from tessera.tokenize.tokenizer import Tokenizer, load_tokenizer
 from tessera.train.lm.config import TrainConfig
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig
 
@@ -62,18 +66,26 @@ STAGES = {
     ],
 }
 """With the shares of the steps that the configs have."""
-QUIET = [
-    "terms=[{kind: mel, weight: 2.0}, {kind: spectrum}, {kind: quantizer}, {kind: adversarial, weight: 0.1}, "
+TERMS = (
+    "terms=[{kind: mel, weight: 2.0}, {kind: spectrum}, {kind: quantizer}, %s{kind: adversarial, weight: 0.1}, "
     "{kind: features, weight: 0.2}]"
-]
+)
+"""Those of configs/tokenize/qdac.yaml, with another recognizer or none."""
+QUIET = [TERMS % ""]
+FIRST = [TERMS % "{kind: caption, weight: 1.0, levels: [0], width: 64, heads: 4, blocks: 1}, "]
 SYSTEMS: Mapping[str, tuple[str, list[str]]] = {
     "qdac": ("qdac", [f"train.steps={STEPS}"]),
+    "qdac, first codebook": ("qdac", [f"train.steps={STEPS}", *FIRST]),
     "qdac, no recognizer": ("qdac", [f"train.steps={STEPS}", *QUIET]),
     "cosyvoice": ("cosyvoice", STAGES["cosyvoice"]),
     "xy-tokenizer": ("xy-tokenizer-stages", STAGES["xy-tokenizer-stages"]),
 }
 """The config and its changes."""
+LOSS_WEIGHTS = [4, 2, 1, 1, 1, 1, 1, 1]
+"""Of the codebooks, if there are eight: the first is half of what is heard, as for the bundled speech."""
 TEST = ROOT / "samples/speech/test"
+FRAME_RATE = 50
+"""Of all tokenizers, Hz."""
 GROUPS = ("all codes", "first codebook", "spoken")
 
 
@@ -85,7 +97,7 @@ def measure(results: Results) -> None:
     """Train and measure what is missing."""
     test = Test()
     if "recordings" not in results.stored():
-        results.add(recordings=test.heard(test.sounds))
+        results.add(recordings=test.heard(test.sounds), others=test.heard([*test.sounds[1:], test.sounds[0]]))
     trainings = [training(results.out, name, seed) for seed in range(SEEDS) for name in SYSTEMS]
     train_all(trainings, results, test.measure)
 
@@ -108,9 +120,11 @@ def training(out: Path, name: str, seed: int) -> Training:
             f"seed={seed}", f"tokenizer={folder / 'run-0'}",
             f"data={{shards: {folder / 'shards/train'}, test: {folder / 'shards/test'}}}",
         ]  # fmt: skip
+        if len(load_tokenizer(folder / "run-0").spec.cardinalities) > 1:
+            sets.append(f"lm.loss_weights={LOSS_WEIGHTS}")
         yield read_config(ROOT / "configs/speech-codes/lm.yaml", TrainConfig, sets)
 
-    folder_name = f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    folder_name = f"{name.replace(', ', '-').replace(' ', '-')}-{STEPS}-{seed}"
     return Training(folder_name, {"system": name, "seed": seed}, configs, 2)
 
 
@@ -143,7 +157,7 @@ class Test:
     def measure(self, training: Training, folder: Path) -> dict[str, Any]:
         """All figures of a model and its tokenizer."""
         model = tessera.load(folder)
-        result = model.generate(text=self.texts, label=self.labels, seed=training.facts["seed"])
+        result = model.generate(text=self.texts, label=self.labels, seed=training.facts["seed"], split="off")
         cards = model.tokenizer.spec.cardinalities
         return {
             "codebooks": list(cards),
@@ -156,23 +170,27 @@ class Test:
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown: means and standard deviations over the seeds."""
-    lines = ["| | seeds | | words heard | inserted | word error |", "|---|---|---|---|---|---|"]
-    if "recordings" in results:
-        lines.append(line("recordings", 0, "", [results["recordings"]]))
+    lines = ["| | kbit/s | seeds | | words heard | inserted | word error |", "|---|---|---|---|---|---|---|"]
+    for name, title in (("recordings", "recordings"), ("others", "recordings of other texts")):
+        if name in results:
+            lines.append(line(title, "", 0, "", [results[name]]))
     for name in SYSTEMS:
         rows = [row for row in results.get("rows", {}).values() if row["system"] == name]
-        lines += [line(name, len(rows), group, [row[group] for row in rows]) for group in GROUPS if rows]
+        for group in GROUPS if rows else ():
+            books = rows[0]["codebooks"][: 1 if group == "first codebook" else None]
+            rate = f"{FRAME_RATE * sum(map(math.log2, books)) / 1000:.1f}"
+            lines.append(line(name, rate, len(rows), group, [row[group] for row in rows]))
     return "\n".join(lines)
 
 
-def line(name: str, seeds: int, group: str, found: Sequence[Mapping[str, float]]) -> str:
+def line(name: str, rate: str, seeds: int, group: str, found: Sequence[Mapping[str, float]]) -> str:
     """A line of the table."""
     cells = []
     for figure in ("heard", "inserted", "word_error"):
         values = [100 * each[figure] for each in found]
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.1f}{spread} %")
-    return f"| {name} | {seeds or ''} | {group} | " + " | ".join(cells) + " |"
+    return f"| {name} | {rate} | {seeds or ''} | {group} | " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ processes, can be stopped at any time, and its figures are stored."""
 from __future__ import annotations
 
 import argparse
+import hashlib
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,49 +81,96 @@ class Results:
 def train_all(
     trainings: Sequence[Training], results: Results, measure: Callable[[Training, Path], Mapping[str, Any]]
 ) -> None:
-    """Train and measure what is missing. What another process is at is left to it, and waited for at the end.
+    """Train and measure what is missing. What another process is at is left to it, and waited for at the end. What
+    fails is reported and does not keep the others from being trained.
 
     Args:
         measure: figures of a training with this model directory.
+    Raises:
+        SystemExit: some failed, or the process was stopped.
     """
     waiting = [training for training in trainings if training.name not in results.rows()]
+    failed = []
     while waiting:
         busy = []
         for training in waiting:
-            folder = results.out / training.name
-            try:
-                with lock_folder(folder, results.purpose):
-                    if training.name in results.rows():
-                        continue
-                    seconds = 0.0
-                    for number, config in enumerate(training.configs(folder)):
-                        seconds += train(config, folder / f"run-{number}")
-                    row = {**training.facts, "cpu_seconds": seconds, **measure(training, training.model(results.out))}
-                    results.add_row(training.name, row)
-                    print(f"{training.name}: {row}", file=sys.stderr, flush=True)
-            except FolderInUse:
-                busy.append(training)
+            with ExitStack() as held:
+                try:
+                    held.enter_context(lock_folder(results.out / training.name, results.purpose))
+                except FolderInUse:
+                    busy.append(training)
+                    continue
+                if training.name in results.rows():
+                    continue
+                try:
+                    row = train_one(training, results, measure)
+                except Exception:
+                    traceback.print_exc()
+                    failed.append(training.name)
+                    continue
+                results.add_row(training.name, row)
+                print(f"{training.name}: {row}", file=sys.stderr, flush=True)
         if len(busy) == len(waiting):
             time.sleep(5)
         waiting = busy
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def train(config: TrainConfig | TokenizerTrainConfig, out: Path) -> float:
-    """Train, or go on; returns CPU seconds, of all parts of a training that was stopped."""
-    spent_in = out.with_suffix(".seconds.json")
-    spent, finished = read_json(spent_in).values() if spent_in.is_file() else (0.0, False)
-    if finished:
-        return spent
+def train_one(
+    training: Training, results: Results, measure: Callable[[Training, Path], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Train what is missing of a training, and measure it."""
+    folder = results.out / training.name
+    spent = [train(config, folder / f"run-{number}") for number, config in enumerate(training.configs(folder))]
+    seconds = None if None in spent else sum(filter(None, spent))
+    return {**training.facts, "cpu_seconds": seconds, **measure(training, training.model(results.out))}
+
+
+def train(config: TrainConfig | TokenizerTrainConfig, out: Path) -> float | None:
+    """Train, or go on; returns CPU seconds of all parts of a training that was stopped, None if one of them was killed.
+
+    Raises:
+        ValueError: what is there was trained with other settings.
+    """
+    file = out.with_suffix(".seconds.json")
+    settings = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    state = {"seconds": 0.0, "finished": False, "running": False, "settings": settings}
+    state |= read_json(file) if file.is_file() else {}
+    if state["settings"] != settings:
+        raise ValueError(f"{out} was trained with other settings; remove {out.parent} to train it again")
+    if state["finished"]:
+        return state["seconds"]
+    if state["running"]:
+        state["seconds"] = None
+    write_json(file, state | {"running": True})
     began = time.process_time()
     if isinstance(config, TrainConfig):
         finished = train_lm(config, out, resume=out.is_dir())
     else:
         finished = train_tokenizer(config, out, resume=out.is_dir(), progress=False) is not None
-    spent += time.process_time() - began
-    write_json(spent_in, {"seconds": spent, "finished": finished})
+    if state["seconds"] is not None:
+        state["seconds"] += time.process_time() - began
+    write_json(file, state | {"running": False, "finished": finished})
     if not finished:
         raise SystemExit("stopped; run the same command with --resume")
-    return spent
+    return state["seconds"]
+
+
+def scaled(steps: int) -> list[str]:
+    """Settings in proportion to the steps: of a shorter run too the warm-up is a twentieth, and the moving average of
+    the weights covers a tenth."""
+    return [
+        f"train.steps={steps}", f"train.warmup_steps={max(1, round(steps / 20))}",
+        f"train.ema={1 - 10 / max(steps, 20):.6f}", f"train.eval_every={max(1, steps // 8)}",
+    ]  # fmt: skip
+
+
+def step_times(results: Results, configs: Mapping[str, Callable[[int], TrainConfig]]) -> None:
+    """Store `seconds_per_step` of the configs, unless this machine has done so."""
+    at = results.stored().get("seconds_per_step_at", {})
+    if any(at.get(name) != here()[name] for name in ("machine", "torch")):
+        results.add(seconds_per_step=seconds_per_step(configs), seconds_per_step_at=here())
 
 
 def seconds_per_step(
@@ -138,10 +188,17 @@ def seconds_per_step(
             for steps in (few, many):
                 with tempfile.TemporaryDirectory() as folder:
                     began = time.process_time()
-                    train_lm(config(steps), Path(folder) / "run")
+                    if not train_lm(config(steps), Path(folder) / "run"):
+                        raise SystemExit("stopped; run the same command with --resume")
                     seconds.append(time.process_time() - began)
             took[name].append((seconds[1] - seconds[0]) / (many - few))
     return {name: sorted(values)[1] for name, values in took.items()}
+
+
+def cpu_minutes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Their mean, for tables, without those that were killed in between."""
+    known = [row["cpu_seconds"] / 60 for row in rows if row["cpu_seconds"] is not None]
+    return f"{sum(known) / len(known):.0f}" if known else ""
 
 
 def in_processes(count: int, script: str, arguments: Sequence[str]) -> int:

@@ -60,6 +60,54 @@ def test_a_stopped_training_goes_on_and_its_time_is_added(results, tiny_config, 
     assert calls == [False, True] and results.rows()["one"]["cpu_seconds"] == 7
 
 
+def killed(config, out, resume):
+    out.mkdir(parents=True, exist_ok=True)
+    raise KeyboardInterrupt
+
+
+def test_the_time_of_a_training_that_was_killed_is_unknown(results, tiny_config, monkeypatch):
+    training = trainings.Training("one", {}, lambda folder: [tiny_config()])
+    monkeypatch.setattr(trainings, "train_lm", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainings.train_all([training], results, lambda *_: {})
+    monkeypatch.setattr(trainings, "train_lm", lambda config, out, resume: resume)
+    trainings.train_all([training], results, lambda *_: {})
+    row = results.rows()["one"]
+    assert row["cpu_seconds"] is None
+    assert trainings.cpu_minutes([row]) == "" and trainings.cpu_minutes([row, {"cpu_seconds": 120.0}]) == "2"
+
+
+def test_a_training_that_fails_is_named_and_the_others_are_trained(results, tiny_config, monkeypatch, capsys):
+    def train_lm(config, out, resume):
+        if config.seed == 1:
+            raise RuntimeError("the loss is no number")
+        return True
+
+    monkeypatch.setattr(trainings, "train_lm", train_lm)
+    three = [
+        trainings.Training(f"of-{seed}", {}, lambda folder, seed=seed: [tiny_config({"seed": seed})])
+        for seed in range(3)
+    ]
+    with pytest.raises(SystemExit, match="failed: of-1"):
+        trainings.train_all(three, results, lambda *_: {})
+    assert set(results.rows()) == {"of-0", "of-2"} and "the loss is no number" in capsys.readouterr().err
+
+
+def test_a_training_with_other_settings_is_not_taken_for_finished(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.setattr(trainings, "train_lm", lambda config, out, resume: True)
+    trainings.train(tiny_config(), tmp_path / "run-0")
+    trainings.train(tiny_config(), tmp_path / "run-0")
+    with pytest.raises(ValueError, match="other settings"):
+        trainings.train(tiny_config(steps=7), tmp_path / "run-0")
+
+
+def test_a_shorter_run_has_a_shorter_warm_up(tiny_config):
+    assert trainings.scaled(2000) == [
+        "train.steps=2000", "train.warmup_steps=100", "train.ema=0.995000", "train.eval_every=250",
+    ]  # fmt: skip
+    assert trainings.scaled(20)[1:] == ["train.warmup_steps=1", "train.ema=0.500000", "train.eval_every=2"]
+
+
 def test_figures_of_another_machine_do_not_count(results):
     results.add_row("here", {"bits": 1})
     results.add(rows=results.stored()["rows"] | {"there": {"bits": 2, "machine": "another", "torch": "1.0"}}, more=3)

@@ -62,7 +62,7 @@ def engine_for(device: str, processes: int, deepspeed: bool) -> ChosenEngine:
     if not deepspeed:
         return TorchEngineConfig(because="auto: deepspeed is not installed")
     if device == "cpu":
-        return TorchEngineConfig(because="auto: on the CPU DeepSpeed is slower")
+        return TorchEngineConfig(because="auto: on the CPU DeepSpeed is not faster")
     if processes == 1:
         return TorchEngineConfig(because="auto: one GPU, DeepSpeed has nothing to shard")
     because = f"auto: {processes} GPUs, the optimizer state is sharded"
