@@ -59,7 +59,7 @@ from tessera.train.lm.evaluate import evaluate_loss
 
 HEADS = ("delay", "parallel", "depth", "flat")
 """The first is the one whose time the others get."""
-WHOLE = {"split": "off"}
+WHOLE: dict[str, Any] = {"split": "off"}
 """Settings of generation: texts of any length in one piece, so that the samples of a batch are made together."""
 SEEDS = 3
 SAME_TIME = 0.1

@@ -179,16 +179,17 @@ def agreement(corpus: Path) -> str:
     from tessera.tokenize.alignment.alignment_file import read_alignment
     from tessera.tokenize.text.phoneme_text import PhonemeTextConfig
     from tessera.tokenize.text.registry import make_text
+    from tessera.tokenize.text.units import UnitText, is_silent
 
     text = make_text(PhonemeTextConfig(), [])
-    silent = set("|,;:.?!")
+    assert isinstance(text, UnitText)
     rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     same = same_marks = wrong = total = 0
     for row in rows:
         track = (corpus / row["file"]).with_suffix(".align").read_bytes()
         units, found = list(read_alignment(track, ".align").units), text.units(row["text"])
         same += found == units
-        marks = [[unit for unit in each if unit in silent] for each in (found, units)]
+        marks = [[unit for unit in each if is_silent(unit)] for each in (found, units)]
         same_marks += marks[0] == marks[1]
         wrong += edit_distance(found, units)
         total += len(units)
