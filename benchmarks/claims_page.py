@@ -204,8 +204,8 @@ def changes(claims: Sequence[Claim], results: Results) -> list[str]:
     lines = [
         "", "## What changed since the earlier table", "",
         "The earlier table (`benchmarks/claims_before.json`) had one training a side with seed 0 in most rows, mostly",
-        "of 200 steps, and called a difference of the claimed sign above 3 % a *yes*, a smaller one *even*. All rows",
-        f"now have {SEEDS} seeds a side and the steps of their config. Rows whose verdict is another:", "",
+        "of 200 steps, and called a difference of the claimed sign above 3 % a *yes*, a smaller one *even*. Now the",
+        "seeds are those named above, and the steps those of the configs. Rows whose verdict is another:", "",
         "| row | before | system and baseline before | now | what else is different |", "|---|---|---|---|---|",
     ]  # fmt: skip
     both = [(claim, BEFORE[claim.name], result_of(claim, results)) for claim in claims if claim.name in BEFORE]
