@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,14 +17,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from provenance import here, waited_lock
 
 from tessera.configs.files import read_json, write_json
 from tessera.configs.folder_lock import FolderInUse, lock_folder
+from tessera.train.common.signals import StopRequest
 from tessera.train.lm.config import TrainConfig
-from tessera.train.lm.trainer import train_lm
+from tessera.train.lm.train_step import LMStepReport
+from tessera.train.lm.trainer import LMTrainer, train_lm
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, train_tokenizer
 
 
@@ -174,24 +178,34 @@ def step_times(results: Results, configs: Mapping[str, Callable[[int], TrainConf
 
 
 def seconds_per_step(
-    configs: Mapping[str, Callable[[int], TrainConfig]], few: int = 5, many: int = 20
+    configs: Mapping[str, Callable[[int], TrainConfig]], steps: int = 12, skipped: int = 2, turns: int = 6
 ) -> dict[str, float]:
-    """CPU seconds of a training step by name, from runs of few and of many steps, turn by turn. Of each the shortest of
-    five counts: other programs make steps longer, and nothing makes them shorter.
+    """CPU seconds of a training step by name: runs of a few steps, turn by turn, every other turn in reverse; the
+    shortest time of each step, whose batch is the same in every turn, counts, and their mean is returned. Other
+    programs, and what ran before, make steps longer, and nothing makes them shorter.
 
     Args:
         configs: from a number of steps, a config without evaluation.
+        steps: of a run. skipped: the first of them, which start slowly. turns: runs of each.
     """
-    took: dict[tuple[str, int], list[float]] = {(name, steps): [] for name in configs for steps in (few, many)}
-    for _ in range(5):
-        for name, config in configs.items():
-            for steps in (few, many):
+    took: dict[str, list[list[float]]] = {name: [] for name in configs}
+    train_step = LMTrainer.train_step
+
+    def timed(self: LMTrainer, stop: StopRequest) -> LMStepReport:
+        began = time.process_time()
+        report = train_step(self, stop)
+        seconds.append(time.process_time() - began)
+        return report
+
+    with patch.object(LMTrainer, "train_step", timed):
+        for turn in range(turns):
+            for name, config in list(configs.items())[:: 1 if turn % 2 == 0 else -1]:
+                seconds: list[float] = []
                 with tempfile.TemporaryDirectory() as folder:
-                    began = time.process_time()
                     if not train_lm(config(steps), Path(folder) / "run"):
                         raise SystemExit("stopped; run the same command with --resume")
-                    took[name, steps].append(time.process_time() - began)
-    return {name: (min(took[name, many]) - min(took[name, few])) / (many - few) for name in configs}
+                took[name].append(seconds[skipped:])
+    return {name: statistics.mean(map(min, zip(*each, strict=True))) for name, each in took.items()}
 
 
 def cpu_minutes(rows: Sequence[Mapping[str, Any]]) -> str:
