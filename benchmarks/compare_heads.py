@@ -71,6 +71,7 @@ TEMPERATURES = (0.3, 0.5, 0.7, 1.0)
 TOKENIZER = ROOT / "bundled/voice/tokenizer"
 COMPARISONS = {"steps": SEEDS, "time": SEEDS, "twice": 1}
 """How many seeds each has."""
+TITLES = {"steps": "Equal steps", "time": "Equal time", "twice": "Twice the steps"}
 
 
 def main() -> None:
@@ -249,7 +250,7 @@ def tables(results: Mapping[str, Any]) -> str:
     lines = []
     for comparison in COMPARISONS:
         lines += [
-            f"Equal {comparison}:", "",
+            f"{TITLES[comparison]}:", "",
             "| head | steps | CPU minutes | bits per frame | in the last quarter | by codebook | advance "
             "| words heard | inserted | word error | length |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
