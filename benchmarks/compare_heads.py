@@ -20,7 +20,7 @@ Warm-up and the averaging of the weights are in proportion to the steps.
 bits: of a frame of the 120 test recordings, the sum over its codebooks; and how many fewer they are than after three
 quarters of the steps. Words: what pocketsphinx hears, with its general language model, of 100 sentences that no
 training text holds; recordings after encode and decode are the bound. All have the temperature and the guidance of
-configs/voice; a table of other temperatures, of the first seed and of 50 other sentences, shows whom that favors. Every
+configs/voice; a table of other temperatures, of seed 1 and of 50 other sentences, shows whom that favors. Every
 sample ends, since the pointer to the text does; length is the share of sentences that last as long as the recording
 within 20 %. A training uses one thread, so its figures do not depend on what else runs. Results, with their machine,
 versions and seeds, are in compare_heads.json.
@@ -68,6 +68,8 @@ SENTENCES = 100
 OTHERS = 50
 """Further sentences, for the temperatures."""
 TEMPERATURES = (0.3, 0.5, 0.7, 1.0)
+TEMPERATURES_OF = 1
+"""The seed of the models whose temperature is varied."""
 TOKENIZER = ROOT / "bundled/voice/tokenizer"
 COMPARISONS = {"steps": SEEDS, "time": SEEDS, "twice": 1}
 """How many seeds each has."""
@@ -86,13 +88,6 @@ def measure(results: Results) -> None:
     if "recordings" not in results.stored():
         results.add(**test.bounds(tokenizer))
     train_all(trainings(results), results, test.measure)
-    with waited_lock(results.out / "temperatures", results.purpose):
-        for head in HEADS:
-            found = results.stored().get("temperatures", {})
-            if head not in found:
-                steps = steps_of(head, "steps", results.stored()["seconds_per_step"])
-                model = results.out / f"{head}-{steps}-0/run-0/model"
-                results.add(temperatures=found | {head: test.temperatures(model)})
 
 
 def prepare(results: Results) -> None:
@@ -191,11 +186,12 @@ class Test:
             "ended": sum(result.ended[0] for result in spoken) / len(spoken),
             "length": sum(abs(ratio - 1) <= SAME_LENGTH for ratio in ratios) / len(ratios),
             **self.words(self.sentences.texts, [result.media[0][0] for result in spoken]),
+            "temperatures": self.temperatures(model) if training.facts["seed"] == TEMPERATURES_OF else None,
         }
 
-    def temperatures(self, folder: Path) -> dict[str, float]:
+    def temperatures(self, model: tessera.Model) -> dict[str, float]:
         """Word error of other sentences by the temperature of sampling."""
-        model, found = tessera.load(folder), {}
+        found = {}
         for value in TEMPERATURES:
             spoken = Speaker(model, {}, 0, {**WHOLE, "temperature": value}).say(self.others)
             found[str(value)] = self.words(self.others, [result.media[0][0] for result in spoken])["word_error"]
@@ -216,15 +212,16 @@ def gained(row: Mapping[str, Any]) -> float:
 
 
 def measure_speed(results: Results) -> None:
-    """Frames a second of the models of the first seed, alone and 16 at once, with the guidance of their config; medians
-    of three turns."""
+    """Frames a second of a model of each head, alone and 16 at once, with the guidance of their config; medians of
+    three turns. Which of the trainings it is from makes no difference."""
     geometry = load_tokenizer(TOKENIZER).spec.geometry
     assert isinstance(geometry, AudioGeometry)
     texts = TestSet(str(results.out / "corpus/test/sentences"), 16, geometry).texts
-    models = {}
-    for training in trainings(results):
-        if training.facts["seed"] == 0 and training.facts["head"] not in models:
-            models[training.facts["head"]] = tessera.load(training.model(results.out))
+    trained = [training for training in trainings(results) if training.model(results.out).is_dir()]
+    folders = {training.facts["head"]: training.model(results.out) for training in trained}
+    if missing := [head for head in HEADS if head not in folders]:
+        raise SystemExit(f"{results.out} has no model with head {', '.join(missing)}; train it with --resume")
+    models = {head: tessera.load(folders[head]) for head in HEADS}
     found: dict[str, dict[str, list[float]]] = {head: {"1": [], "16": [], "first": []} for head in models}
     for _ in range(4):
         for head, model in models.items():
@@ -268,13 +265,7 @@ def tables(results: Mapping[str, Any]) -> str:
                 f"{name}: heard {found['heard']:.1%}, inserted {found['inserted']:.1%}, "
                 f"word error {found['word_error']:.1%}"
             )
-    if "temperatures" in results:
-        heads = " | ".join(f"temperature {value}" for value in TEMPERATURES)
-        lines += ["", f"| word error | {heads} |", "|---|" + "---|" * len(TEMPERATURES)]
-        lines += [
-            f"| `{head}` | " + " | ".join(f"{found[str(value)]:.1%}" for value in TEMPERATURES) + " |"
-            for head, found in results["temperatures"].items()
-        ]
+    lines += temperature_table(results)
     if "speed" in results:
         lines += ["", "| head | frames/s, one sentence | 16 at once | first audio |", "|---|---|---|---|"]
         lines += [
@@ -283,6 +274,19 @@ def tables(results: Mapping[str, Any]) -> str:
             if head in HEADS
         ]
     return "\n".join(lines)
+
+
+def temperature_table(results: Mapping[str, Any]) -> list[str]:
+    """The word error at each temperature, after equal steps."""
+    titles = " | ".join(f"temperature {value}" for value in TEMPERATURES)
+    lines = ["", f"| word error | {titles} |", "|---|" + "---|" * len(TEMPERATURES)]
+    for head in HEADS:
+        steps = steps_of(head, "steps", results["seconds_per_step"])
+        row = results.get("rows", {}).get(f"{head}-{steps}-{TEMPERATURES_OF}")
+        if row is not None:
+            errors = [row["temperatures"][str(value)] for value in TEMPERATURES]
+            lines.append(f"| `{head}` | " + " | ".join(f"{error:.1%}" for error in errors) + " |")
+    return lines if len(lines) > 3 else []
 
 
 def line(head: str, steps: int, rows: Sequence[dict[str, Any]]) -> str:
