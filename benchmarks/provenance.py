@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tessera.configs.folder_lock import FolderInUse, lock_folder
+from tessera.lm.ops.linear import lacks_bfloat16
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def here() -> dict[str, str]:
     """What figures depend on besides settings and seed."""
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {"machine": machine(), "torch": torch.__version__, "commit": commit.stdout.strip() or "unknown"}
+    bfloat16 = "emulated" if lacks_bfloat16() else "native"
+    return {
+        "machine": machine(), "torch": torch.__version__, "bfloat16": bfloat16,
+        "commit": commit.stdout.strip() or "unknown",
+    }  # fmt: skip
 
 
 def machine() -> str:

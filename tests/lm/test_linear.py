@@ -80,3 +80,13 @@ def test_attention_in_bfloat16(lacks, masked, autocast):
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.bfloat16
         torch.testing.assert_close(one.double(), other, rtol=2**-5, atol=2**-5)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("amx", [False, True])
+def test_avx512_alone_has_no_bfloat16(monkeypatch, bfloat16, amx):
+    monkeypatch.setattr(linear.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(linear.torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(linear.torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr(linear.torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert linear.lacks_bfloat16.__wrapped__() == (not bfloat16 and not amx)
