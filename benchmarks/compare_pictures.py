@@ -19,8 +19,8 @@ same number of steps each unless said otherwise, with SEEDS seeds:
 - multi-token     plain with three further predictions a step, for speculative decoding
 - multi-token, same time  likewise
 
-There is one tokenizer for each size of codebook, and one clustering, for all seeds. Measured on test pictures, and on
-as many generated ones in the same styles:
+There is one tokenizer for each size of codebook, and one clustering, for all kinds of a seed. Measured on test
+pictures, and on as many generated ones in the same styles:
 
 - bits       of the codes of a test picture, all of the corpus, given its style. Coarse to fine: of the clusters, and
              of the codes given all clusters, in one pass, as they are generated
@@ -35,6 +35,7 @@ as many generated ones in the same styles:
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -92,13 +93,31 @@ def measure(results: Results) -> None:
     """Train and measure what is missing."""
     prepare(results)
     test = Test(results.out)
-    if "reconstructed" not in results.stored():
+    drop_others(results)
+    if results.stored().get("tokenizers") != test.tokenizers:
         results.add(
+            tokenizers=test.tokenizers,
             reconstructed={str(size): test.neighbors(test.reconstructed(size)) for size in CLUSTERS},
             training_pictures=test.neighbors(test.training_pictures()),
             codes_used={str(size): codes_used(results.out / str(size) / "shards/train", size) for size in CLUSTERS},
         )
     train_all(trainings(results), results, test.measure)
+
+
+def drop_others(results: Results) -> None:
+    """Forget the rows of a seed that is not whole and has rows of tokenizers that are no longer there: kinds are
+    compared seed by seed, with the same codes."""
+    current, rows = tokenizers(results.out), results.rows()
+    for seed in range(SEEDS):
+        names = [each.name for each in trainings(results) if each.facts["seed"] == seed]
+        if not set(names) <= set(rows):
+            found = [name for name in names if name in rows]
+            results.drop([name for name in found if rows[name]["tokenizer"] != current[str(rows[name]["codes"])]])
+
+
+def tokenizers(out: Path) -> dict[str, str]:
+    """Fingerprints of the tokenizers by size of codebook."""
+    return {str(size): load_tokenizer(out / str(size) / "tokenizer").spec.fingerprint for size in CLUSTERS}
 
 
 def prepare(results: Results) -> None:
@@ -189,7 +208,7 @@ class Test:
     """What models are measured with: real pictures, and a network whose features compare them with generated ones."""
 
     def __init__(self, out: Path):
-        self.out = out
+        self.out, self.tokenizers = out, tokenizers(out)
         train, test = read_entries(CORPUS / "train"), of_kind(read_entries(CORPUS / "test"), "pairs")
         self.entries: list[Entry] = spread(test, PICTURES)
         self.training: list[Entry] = train
@@ -231,6 +250,7 @@ class Test:
         made = model.generate(label=[entry.label for entry in self.entries], seed=training.facts["seed"])
         found = self.neighbors(torch.stack(made.media))
         found |= {"parameters": model.lm.num_parameters, "bits": bits(model, items)}
+        found["tokenizer"] = self.tokenizers[str(size)]
         if training.facts["kind"].startswith("multi-token"):
             found["accepted"] = accepted(model, [entry.label for entry in self.entries[:20]])
         return found
@@ -276,15 +296,20 @@ def accepted(model: Model, labels: Sequence[str]) -> float:
 
 
 def measure_speed(results: Results) -> None:
-    """Milliseconds a picture of the models of the first seed."""
+    """Milliseconds a picture of a model of each kind; which of the seeds it has makes no difference."""
     found: dict[str, dict[str, float]] = {}
-    for each in trainings(results):
-        if each.facts["seed"] or each.facts["kind"].startswith(("next-patch", "random", "multi-token,")):
-            continue
-        model = tessera.load(each.model(results.out))
-        ways = {"": {}, " with drafts": {"draft": 3}} if each.facts["kind"] == "multi-token" else {"": {}}
+    folders = {
+        (each.facts["codes"], each.facts["kind"]): each.model(results.out)
+        for each in trainings(results)
+        if each.model(results.out).is_dir()
+    }
+    for size, kind in itertools.product(CLUSTERS, ("plain", "deep", "coarse to fine", "multi-token")):
+        if (size, kind) not in folders:
+            raise SystemExit(f"{results.out} has no model of '{kind}' with {size} codes; train it with --resume")
+        model = tessera.load(folders[size, kind])
+        ways = {"": {}, " with drafts": {"draft": 3}} if kind == "multi-token" else {"": {}}
         for way, settings in ways.items():
-            found[f"{each.facts['codes']} {each.facts['kind']}{way}"] = {
+            found[f"{size} {kind}{way}"] = {
                 str(count): 1000 / count * seconds(model, count, settings) for count in (50, 1)
             }
     results.add(speed=found, speed_at=here())

@@ -81,6 +81,13 @@ class Results:
             old = self.stored()
             write_json(self.path, old | {"rows": old.get("rows", {}) | {name: {**row, **here()}}})
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove the figures of these trainings."""
+        with waited_lock(self.out / "results", self.purpose):
+            old, gone = self.stored(), set(names)
+            rows = {name: row for name, row in old.get("rows", {}).items() if name not in gone}
+            write_json(self.path, old | {"rows": rows})
+
 
 def train_all(
     trainings: Sequence[Training], results: Results, measure: Callable[[Training, Path], Mapping[str, Any]]

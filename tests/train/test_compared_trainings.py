@@ -41,6 +41,16 @@ def test_a_training_is_done_once_and_measured_from_its_last_part(results, tiny_c
     assert row["cpu_seconds"] == pytest.approx(sum(spent)) and min(spent) > 0
 
 
+def test_dropped_rows_are_measured_again(results, tiny_config):
+    both = [trainings.Training(name, {}, lambda folder: [tiny_config(steps=2)]) for name in ("one", "two")]
+    measured = []
+    trainings.train_all(both, results, lambda of, _: measured.append(of.name) or {})
+    results.drop(name for name in ("two", "never"))
+    assert list(results.rows()) == ["one"]
+    trainings.train_all(both, results, lambda of, _: measured.append(of.name) or {})
+    assert measured == ["one", "two", "two"]
+
+
 def test_a_stopped_training_goes_on_and_its_time_is_added(results, tiny_config, monkeypatch):
     calls = []
 
