@@ -16,6 +16,7 @@ from tessera.train.common.signals import StopRequest
 from tessera.train.distributed.process_group import ProcessGroup
 from tessera.train.losses.reconstruction import RESOLUTIONS
 from tessera.train.losses.stft import magnitudes, mel_filters
+from tessera.train.tokenizer import objective
 from tessera.train.tokenizer.trainer import TokenizerTrainConfig, TokenizerTrainer, TrainingFailed, train_tokenizer
 
 RVQ = {"kind": "residual", "levels": 2, "quantizer": {"kind": "vq", "size": 8}}
@@ -398,11 +399,21 @@ def test_adaptive_weights_train(pictures, tmp_path):
     assert made.balance.averages.keys() == {"", "adversarial"}
 
 
+@pytest.mark.parametrize("lacks", [False, True])
+def test_bfloat16_is_for_processors_that_have_it(pictures, tmp_path, monkeypatch, lacks):
+    pictures["train"] |= {"dtype": "bfloat16"}
+    layers = trainer(pictures, tmp_path / "a").objective
+    monkeypatch.setattr(objective, "lacks_bfloat16", lambda: lacks)
+    with layers.precision(torch.device("cpu")):
+        assert torch.nn.functional.linear(*torch.ones(2, 3, 3)).dtype == (torch.float32 if lacks else torch.bfloat16)
+
+
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_codebooks_are_no_business_of_the_optimizer(pictures, tmp_path, dtype):
+def test_codebooks_are_no_business_of_the_optimizer(pictures, tmp_path, monkeypatch, dtype):
     """Trap 14: a trainer that holds codebooks as weights writes its own copy over them. Here they are float32 averages
     of the latents, in every precision."""
+    monkeypatch.setattr(objective, "lacks_bfloat16", lambda: False)
     pictures["train"] |= {"steps": 12, "dtype": dtype}
     pictures["tokenizer"]["quantizer"] = {"kind": "vq", "size": 8, "decay": 0.5, "revive_below": 0}
     made = trainer(pictures, tmp_path / "a")

@@ -36,7 +36,8 @@ class TokenizerTraining(OptimizerConfig):
     crop_seconds: PositiveFloat = 1.0
     """Length of an excerpt; ignored for images."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the layers; quantizer, spectra and losses stay in float32."""
+    """Precision of the layers; quantizer, spectra and losses stay in float32. A CPU without instructions for bfloat16
+    computes in float32, which is faster there."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the moving average of the weights that is frozen at the end; 0 uses the weights themselves."""
     log_every: PositiveInt = 20
