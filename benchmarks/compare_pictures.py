@@ -248,9 +248,8 @@ class Test:
         model, size = tessera.load(folder), training.facts["codes"]
         items = CodesDataset(Shards(self.out / str(size) / "shards/test"), model.labels, None)
         made = model.generate(label=[entry.label for entry in self.entries], seed=training.facts["seed"])
-        found = self.neighbors(torch.stack(made.media))
+        found: dict[str, Any] = {**self.neighbors(torch.stack(made.media)), "tokenizer": self.tokenizers[str(size)]}
         found |= {"parameters": model.lm.num_parameters, "bits": bits(model, items)}
-        found["tokenizer"] = self.tokenizers[str(size)]
         if training.facts["kind"].startswith("multi-token"):
             found["accepted"] = accepted(model, [entry.label for entry in self.entries[:20]])
         return found
