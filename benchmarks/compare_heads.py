@@ -246,19 +246,19 @@ def say(model: tessera.Model, texts: list[str]) -> list:
 def tables(results: Mapping[str, Any]) -> str:
     """The results as Markdown: a table for each comparison, means and standard deviations over the seeds."""
     lines = []
-    for comparison in COMPARISONS:
-        lines += [
-            f"{TITLES[comparison]}:", "",
-            "| head | steps | CPU minutes | bits per frame | in the last quarter | by codebook | advance "
-            "| words heard | inserted | word error | length |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
-        ]  # fmt: skip
+    for comparison, title in TITLES.items():
+        own = []
         for head in HEADS:
             steps = steps_of(head, comparison, results["seconds_per_step"])
             rows = [row for row in results.get("rows", {}).values() if (row["head"], row["steps"]) == (head, steps)]
-            if rows:
-                lines.append(line(head, steps, rows))
-        lines.append("")
+            own += [line(head, steps, rows)] if rows else []
+        if own:
+            lines += [
+                f"{title}:", "",
+                "| head | steps | CPU minutes | bits per frame | in the last quarter | by codebook | advance "
+                "| words heard | inserted | word error | length |",
+                "|---|---|---|---|---|---|---|---|---|---|---|", *own, "",
+            ]  # fmt: skip
     for name in ("reconstructions", "recordings"):
         if name in results:
             found = results[name]
