@@ -15,7 +15,8 @@ all the same number of parameters. There are these comparisons, with SEEDS seeds
             10 % as long has the same training in both; what a step takes is measured once, turn by turn.
     twice   twice the steps, one seed, without `flat`: whether the order would change
 
-Warm-up and the averaging of the weights are in proportion to the steps.
+Warm-up and the averaging of the weights are in proportion to the steps. Seconds a step are those of the CPU, on the
+machine that `seconds_per_step_at` names.
 
 bits: of a frame of the 120 test recordings, the sum over its codebooks; and how many fewer they are than after three
 quarters of the steps. Words: what pocketsphinx hears, with its general language model, of 100 sentences that no
@@ -40,7 +41,7 @@ from typing import Any
 import torch
 from provenance import ROOT, here, waited_lock
 from recogniser import Recogniser, compare_words, plain_words
-from trainings import Results, Training, cpu_minutes, run_comparison, scaled, step_times, train_all
+from trainings import Results, Training, run_comparison, scaled, step_times, train_all
 from voice_quality import LISTENER_RATE, Speaker, TestSet
 
 import tessera
@@ -251,11 +252,11 @@ def tables(results: Mapping[str, Any]) -> str:
         for head in HEADS:
             steps = steps_of(head, comparison, results["seconds_per_step"])
             rows = [row for row in results.get("rows", {}).values() if (row["head"], row["steps"]) == (head, steps)]
-            own += [line(head, steps, rows)] if rows else []
+            own += [line(head, steps, results["seconds_per_step"][head], rows)] if rows else []
         if own:
             lines += [
                 f"{title}:", "",
-                "| head | steps | CPU minutes | bits per frame | in the last quarter | by codebook | advance "
+                "| head | steps | seconds a step | bits per frame | in the last quarter | by codebook | advance "
                 "| words heard | inserted | word error | length |",
                 "|---|---|---|---|---|---|---|---|---|---|---|", *own, "",
             ]  # fmt: skip
@@ -290,7 +291,7 @@ def temperature_table(results: Mapping[str, Any]) -> list[str]:
     return lines if len(lines) > 3 else []
 
 
-def line(head: str, steps: int, rows: Sequence[dict[str, Any]]) -> str:
+def line(head: str, steps: int, took: float, rows: Sequence[dict[str, Any]]) -> str:
     """A line of a table."""
 
     def spread(name: str) -> str:
@@ -301,7 +302,7 @@ def line(head: str, steps: int, rows: Sequence[dict[str, Any]]) -> str:
     books = " ".join(f"{statistics.mean(each):.2f}" for each in zip(*(row["bits"] for row in rows), strict=True))
     advance = statistics.mean(row["advance_bits"] for row in rows)
     return (
-        f"| `{head}` ({len(rows)}) | {steps} | {cpu_minutes(rows)} | {bits} | {-last:+.2f} | {books} "
+        f"| `{head}` ({len(rows)}) | {steps} | {took:.2f} | {bits} | {-last:+.2f} | {books} "
         f"| {advance:.2f} | {spread('heard')} | {spread('inserted')} | {spread('word_error')} "
         f"| {spread('length')} |"
     )
