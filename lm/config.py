@@ -23,8 +23,8 @@ from .layers.feed_forward import FeedForwardName
 from .layers.input_embedding import EmbeddingInputConfig, InputConfig, embedding_kind
 from .layers.norm import NormName
 from .ops.rotary import PAIRS, RopeConfig, TimeRopeConfig
-from .patterns.pattern import ParallelConfig, SpecialsConfig
-from .patterns.presets import PRESETS, AnyArrangementConfig, PresetConfig
+from .patterns.pattern import DelayConfig, FlatConfig, ParallelConfig, SpecialsConfig
+from .patterns.presets import PRESETS, AnyArrangementConfig, AutoConfig, PresetConfig
 from .patterns.text_stream import TextStreamConfig, check_stream_pattern
 
 
@@ -63,8 +63,9 @@ class LMConfig(Config):
     """Dropout after each attention, each feed-forward and the input."""
     rope: RopeConfig = TimeRopeConfig()
     """Position encoding: rotary by time or on a grid, sinusoidal, or learned (next-scale models)."""
-    arrangement: AnyArrangementConfig = ParallelConfig()
-    """Codebook pattern; kind preset also sets specials and variable_length."""
+    arrangement: AnyArrangementConfig = AutoConfig()
+    """Codebook pattern. auto: the one that goes with the head, for most heads `delay`. preset: that of a published
+    system, which also sets specials and variable_length."""
     specials: SpecialsConfig = SpecialsConfig()
     """Ids of the start, pad and end of a codebook."""
     start: Literal["token", "condition"] = "token"
@@ -91,6 +92,17 @@ class LMConfig(Config):
     attention: AttentionName = "auto"
     """Attention backend: auto (chosen by device, precision and installed packages; lm/attention/auto.py), sdpa, flash
     (flash-attn), xformers or flex."""
+
+    @model_validator(mode="after")
+    def _choose_arrangement(self) -> LMConfig:
+        if isinstance(self.arrangement, AutoConfig):
+            at_once = self.kind != "causal" or any(condition.kind == "dual_track" for condition in self.conditions)
+            if self.head.kind == "flat":
+                chosen = FlatConfig()
+            else:
+                chosen = ParallelConfig() if at_once or self.head.kind == "depth" else DelayConfig()
+            object.__setattr__(self, "arrangement", chosen)  # the config is frozen for everyone else
+        return self
 
     @model_validator(mode="after")
     def _read_preset(self) -> LMConfig:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...configs.schema import Config, ConfigError
 from ...tokenize.spec import Geometry, ImageGeometry
-from ..patterns.layouts import ParallelConfig
+from ..patterns.layouts import ParallelConfig, layout_of
 from ..patterns.pattern import CodebookPattern
 
 
@@ -70,9 +70,10 @@ def check_patches(arrangement: CodebookPattern, geometry: Geometry, phases: tupl
     """Raise ConfigError unless a model with this codebook pattern can be trained on these squares."""
     if not phases:
         return
-    if not isinstance(arrangement.config, ParallelConfig) or arrangement.variable_length:
+    parallel = layout_of(ParallelConfig(), arrangement.num_codebooks)
+    if arrangement.layout != parallel or arrangement.variable_length:
         raise ConfigError(
-            "train.patches needs lm.arrangement parallel and variable_length false, so that a step is a frame"
+            "train.patches needs lm.arrangement: {kind: parallel} and variable_length: false, so that a step is a frame"
         )
     if sum(phase.share for phase in phases) >= 1:
         raise ConfigError("train.patches: the shares sum to 1 or more; lower them, the run must end with single frames")

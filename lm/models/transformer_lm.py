@@ -36,7 +36,7 @@ from ..layers.transformer import Transformer, initialize_
 from ..ops.loss import LossReport, report_loss, with_part
 from ..ops.row_rng import Dropout
 from ..patterns.pattern import Arranged, CodebookPattern
-from ..patterns.presets import PresetConfig
+from ..patterns.presets import AutoConfig, PresetConfig
 from ..patterns.text_stream import ExampleShape, TextStream
 from .base import LanguageModel
 
@@ -84,7 +84,7 @@ class TransformerLM(LanguageModel):
         self.config = config
         """The config with a preset codebook pattern expanded."""
         self.spec = spec
-        assert not isinstance(config.arrangement, PresetConfig)
+        assert not isinstance(config.arrangement, PresetConfig | AutoConfig)
         self.text_stream = _make_stream(config, spec)
         sizes = spec.cardinalities if self.text_stream is None else self.text_stream.cardinalities
         self.arrangement = CodebookPattern(config.arrangement, sizes, config.variable_length, config.specials)

@@ -169,5 +169,12 @@ class PresetConfig(Config):
         return name
 
 
-AnyArrangementConfig = Annotated[ArrangementConfig | PresetConfig, Field(discriminator="kind")]
+class AutoConfig(Config):
+    """The codebook pattern that goes with the head: `flat` for the head flat; `parallel` for the head depth, and for
+    models that fill in a frame or a scale at once; else `delay`, which is the same as parallel for one codebook."""
+
+    kind: Literal["auto"] = "auto"
+
+
+AnyArrangementConfig = Annotated[ArrangementConfig | PresetConfig | AutoConfig, Field(discriminator="kind")]
 """Any codebook pattern that a model's config accepts."""

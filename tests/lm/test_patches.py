@@ -86,6 +86,6 @@ def test_what_cannot_be_patched_is_refused():
             lm.arrangement, AudioGeometry(sample_rate=16000, samples_per_frame=4), (PatchPhase(side=2, share=0.5),)
         )
     delayed = TokenLM(lm.config.model_copy(update={"arrangement": DelayConfig()}), lm.spec).arrangement
-    with pytest.raises(ConfigError, match=r"train.patches needs lm.arrangement parallel"):
+    with pytest.raises(ConfigError, match=r"train.patches needs lm.arrangement: \{kind: parallel\}"):
         check_patches(delayed, PICTURE, (PatchPhase(side=2, share=0.5),))
     assert isinstance(lm.arrangement.config, ParallelConfig)

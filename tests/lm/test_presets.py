@@ -8,7 +8,9 @@ import torch
 from tessera.configs.schema import ConfigError, check_config
 from tessera.lm.config import LMConfig
 from tessera.lm.models.causal import TokenLM
-from tessera.lm.patterns.pattern import UNKNOWN_LENGTH, CodebookPattern, SpecialsConfig
+from tessera.lm.models.masked import MaskedConfig
+from tessera.lm.models.next_scale import NextScaleConfig
+from tessera.lm.patterns.pattern import UNKNOWN_LENGTH, CodebookPattern, DelayConfig, ParallelConfig, SpecialsConfig
 from tessera.lm.patterns.presets import PRESETS
 from tessera.tokenize.spec import AudioGeometry, TokenSpec
 
@@ -177,6 +179,35 @@ def test_a_preset_in_a_config_is_written_out_in_the_model(name):
     assert (lm.config.arrangement, lm.config.specials, lm.config.variable_length) == (arrangement, specials, variable)
     assert check_config(lm.config.model_dump(mode="json"), LMConfig) == lm.config
     assert lm.loss(torch.zeros(2, K, 3, dtype=torch.long)).loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({}, "delay"),
+        ({"head": {"kind": "depth", "layers": 1, "heads": 2}}, "parallel"),
+        ({"head": {"kind": "flat"}}, "flat"),
+    ],
+)
+def test_without_a_pattern_a_model_has_that_of_its_head(settings, kind):
+    config = check_config({"width": 16, "layers": 1, "heads": 2, **settings}, LMConfig)
+    assert config.arrangement.kind == kind
+    assert config == make_config({"kind": "auto"}, **settings) == make_config({"kind": kind}, **settings)
+    assert check_config(config.model_dump(mode="json"), LMConfig) == config
+    assert make_lm(config, 4).loss(torch.zeros(2, 4, 3, dtype=torch.long)).loss.isfinite()
+
+
+@pytest.mark.parametrize("model", [MaskedConfig, NextScaleConfig])
+def test_models_that_fill_in_place_have_no_delay(model):
+    assert model().arrangement == ParallelConfig()
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_the_delay_of_one_codebook_is_none(variable):
+    delay, parallel = (CodebookPattern(kind(), (6,), variable) for kind in (DelayConfig, ParallelConfig))
+    assert delay.layout == parallel.layout
+    for length in range(1, 5):
+        assert torch.equal(delay.table(length), parallel.table(length))
 
 
 def test_bad_presets_have_one_clear_error():
