@@ -17,14 +17,14 @@ from .conditioning.registry import (
     fill_sizes,
 )
 from .heads.multi_token_prediction import AheadConfig
-from .heads.registry import HeadConfig, ParallelHeadConfig
+from .heads.registry import AutoHeadConfig, DepthHeadConfig, HeadConfig, ParallelHeadConfig
 from .layers.config import QKNorm, TransformerConfig
 from .layers.feed_forward import FeedForwardName
 from .layers.input_embedding import EmbeddingInputConfig, InputConfig, embedding_kind
 from .layers.norm import NormName
 from .ops.rotary import PAIRS, RopeConfig, TimeRopeConfig
 from .patterns.pattern import DelayConfig, FlatConfig, ParallelConfig, SpecialsConfig
-from .patterns.presets import PRESETS, AnyArrangementConfig, AutoConfig, PresetConfig
+from .patterns.presets import PRESETS, AnyArrangementConfig, AutoArrangementConfig, PresetConfig
 from .patterns.text_stream import TextStreamConfig, check_stream_pattern
 
 
@@ -63,9 +63,9 @@ class LMConfig(Config):
     """Dropout after each attention, each feed-forward and the input."""
     rope: RopeConfig = TimeRopeConfig()
     """Position encoding: rotary by time or on a grid, sinusoidal, or learned (next-scale models)."""
-    arrangement: AnyArrangementConfig = AutoConfig()
-    """Codebook pattern. auto: the one that goes with the head, for most heads `delay`. preset: that of a published
-    system, which also sets specials and variable_length."""
+    arrangement: AnyArrangementConfig = AutoArrangementConfig()
+    """Codebook pattern. auto: the one that goes with the head. preset: that of a published system, which also sets
+    specials and variable_length."""
     specials: SpecialsConfig = SpecialsConfig()
     """Ids of the start, pad and end of a codebook."""
     start: Literal["token", "condition"] = "token"
@@ -73,8 +73,9 @@ class LMConfig(Config):
     of a label, an embedding or a dual track; each step is then at the position of its frame, one earlier."""
     variable_length: bool = False
     """true: sequences end with an end token (speech); false: the number of frames is known (images)."""
-    head: HeadConfig = ParallelHeadConfig()
-    """Output layers that predict the codes of a step from the hidden state."""
+    head: HeadConfig = AutoHeadConfig()
+    """Output layers that predict the codes of a step from the hidden state. auto: depth, if there are several codebooks
+    and arrangement is auto, too; else parallel."""
     loss_weights: tuple[PositiveFloat, ...] | None = None
     """Relative weight of each codebook in the loss, with text_stream first that of the text; null: equal."""
     input: InputConfig = EmbeddingInputConfig()
@@ -94,14 +95,21 @@ class LMConfig(Config):
     (flash-attn), xformers or flex."""
 
     @model_validator(mode="after")
-    def _choose_arrangement(self) -> LMConfig:
-        if isinstance(self.arrangement, AutoConfig):
-            at_once = self.kind != "causal" or any(condition.kind == "dual_track" for condition in self.conditions)
-            if self.head.kind == "flat":
-                chosen = FlatConfig()
+    def _read_auto(self) -> LMConfig:
+        """Choose what does not depend on the number of codebooks: all but head and pattern that are both auto."""
+        pattern, head = self.arrangement, self.head
+        if isinstance(head, AutoHeadConfig):
+            if isinstance(pattern, AutoArrangementConfig) and self.kind == "causal" and self.ahead is None:
+                return self
+            head = ParallelHeadConfig()
+        if isinstance(pattern, AutoArrangementConfig):
+            if head.kind == "flat":
+                pattern = FlatConfig()
             else:
-                chosen = ParallelConfig() if at_once or self.head.kind == "depth" else DelayConfig()
-            object.__setattr__(self, "arrangement", chosen)  # the config is frozen for everyone else
+                at_once = head.kind == "depth" or self.kind != "causal" or self.dual_track is not None
+                pattern = ParallelConfig() if at_once else DelayConfig()
+        object.__setattr__(self, "arrangement", pattern)  # the config is frozen for everyone else
+        object.__setattr__(self, "head", head)
         return self
 
     @model_validator(mode="after")
@@ -159,7 +167,7 @@ class LMConfig(Config):
             raise ValueError(
                 "condition 'dual_track' needs an lm of kind 'causal', no other condition, and start: condition"
             )
-        if dual and (self.arrangement.kind != "parallel" or not self.variable_length):
+        if dual and (self.arrangement.kind not in ("parallel", "auto") or not self.variable_length):
             raise ValueError("condition 'dual_track' needs the arrangement parallel and variable_length: true")
         return self
 
@@ -188,7 +196,8 @@ class LMConfig(Config):
             raise ValueError(f"text_stream needs an lm that generates step by step, kind 'causal'; found '{self.kind}'")
         if isinstance(self.arrangement, PresetConfig):
             raise ValueError("text_stream: a preset has no place for the text; write the arrangement in full")
-        check_stream_pattern(self.arrangement)
+        if not isinstance(self.arrangement, AutoArrangementConfig):
+            check_stream_pattern(self.arrangement)
         if not self.variable_length:
             raise ValueError(
                 "text_stream: the end of a sequence is that of its text channel; set variable_length: true"
@@ -205,7 +214,8 @@ class LMConfig(Config):
         predict = self.text_stream.predict
         if self.text_stream.loss == "all" and predict != "text":
             raise ValueError(f"text_stream.loss is all, but predict '{predict}' predicts no text; use predict: text")
-        if predict == "none" and (self.arrangement.kind != "parallel" or self.head.kind != "depth"):
+        auto = self.arrangement.kind == self.head.kind == "auto"
+        if predict == "none" and not auto and (self.arrangement.kind != "parallel" or self.head.kind != "depth"):
             raise ValueError(
                 "text_stream.predict 'none' ends with a frame, whose codes must be chosen one after another in one "
                 f"step: arrangement parallel and head depth, found {self.arrangement.kind} and {self.head.kind}"
@@ -290,8 +300,18 @@ class LMConfig(Config):
             filled["text_stream"] = stream.model_copy(update={"vocab_size": vocab_size})
         return self.model_copy(update=filled)
 
+    def _recommended_head(self) -> DepthHeadConfig:
+        """For several codebooks: what benchmarks/compare_heads.py measures, in proportion to the backbone."""
+        reads = "codes" if embedding_kind(self.input) == "codes" else "embedding"
+        layers = max(1, self.layers // 4)
+        return DepthHeadConfig(layers=layers, heads=self.heads, head_dim=self.head_dim, input=reads)
+
     def explicit(self, num_codebooks: int) -> LMConfig:
-        """The config with a preset codebook pattern expanded; ConfigError if the preset does not fit."""
+        """The config with codebook pattern and head written out; ConfigError if a preset does not fit."""
+        if isinstance(self.head, AutoHeadConfig):
+            several = num_codebooks > 1 or self.text_stream is not None
+            head = self._recommended_head() if several else ParallelHeadConfig()
+            return self.model_copy(update={"arrangement": ParallelConfig(), "head": head})
         if not isinstance(self.arrangement, PresetConfig):
             return self
         try:

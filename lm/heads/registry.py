@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ...configs.schema import Config
 from .bits import BitsHead, BitsHeadConfig
 from .depth_transformer import DepthHead, DepthHeadConfig, FactorHeadConfig
 from .flat import FlatHead, FlatHeadConfig
 from .parallel import ParallelHead, ParallelHeadConfig
 
+
+class AutoHeadConfig(Config):
+    """`depth` for several codebooks whose pattern is auto, too: with a quarter of the backbone's layers, and `input:
+    codes` if that of the model is. Else `parallel`."""
+
+    kind: Literal["auto"] = "auto"
+
+
 HeadConfig = Annotated[
-    ParallelHeadConfig | FlatHeadConfig | DepthHeadConfig | FactorHeadConfig | BitsHeadConfig,
+    ParallelHeadConfig | FlatHeadConfig | DepthHeadConfig | FactorHeadConfig | BitsHeadConfig | AutoHeadConfig,
     Field(discriminator="kind"),
 ]
 

@@ -36,7 +36,7 @@ from ..layers.transformer import Transformer, initialize_
 from ..ops.loss import LossReport, report_loss, with_part
 from ..ops.row_rng import Dropout
 from ..patterns.pattern import Arranged, CodebookPattern
-from ..patterns.presets import AutoConfig, PresetConfig
+from ..patterns.presets import AutoArrangementConfig, PresetConfig
 from ..patterns.text_stream import ExampleShape, TextStream
 from .base import LanguageModel
 
@@ -82,9 +82,9 @@ class TransformerLM(LanguageModel):
         super().__init__()
         config = config.explicit(spec.num_codebooks)
         self.config = config
-        """The config with a preset codebook pattern expanded."""
+        """The config with codebook pattern and head written out."""
         self.spec = spec
-        assert not isinstance(config.arrangement, PresetConfig | AutoConfig)
+        assert not isinstance(config.arrangement, PresetConfig | AutoArrangementConfig)
         self.text_stream = _make_stream(config, spec)
         sizes = spec.cardinalities if self.text_stream is None else self.text_stream.cardinalities
         self.arrangement = CodebookPattern(config.arrangement, sizes, config.variable_length, config.specials)

@@ -169,12 +169,12 @@ class PresetConfig(Config):
         return name
 
 
-class AutoConfig(Config):
-    """The codebook pattern that goes with the head: `flat` for the head flat; `parallel` for the head depth, and for
-    models that fill in a frame or a scale at once; else `delay`, which is the same as parallel for one codebook."""
+class AutoArrangementConfig(Config):
+    """The codebook pattern that goes with the head: `flat` for the head flat; `parallel` for the heads depth and auto,
+    and for models that fill in a frame or a scale at once; else `delay`, which is parallel for one codebook."""
 
     kind: Literal["auto"] = "auto"
 
 
-AnyArrangementConfig = Annotated[ArrangementConfig | PresetConfig | AutoConfig, Field(discriminator="kind")]
+AnyArrangementConfig = Annotated[ArrangementConfig | PresetConfig | AutoArrangementConfig, Field(discriminator="kind")]
 """Any codebook pattern that a model's config accepts."""

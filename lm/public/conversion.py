@@ -76,6 +76,7 @@ def check_layout(layout: str, found: LMConfig, expected: LMConfig, num_codebooks
 
 
 def _resolved(config: LMConfig, num_codebooks: int) -> LMConfig:
+    config = config.explicit(num_codebooks)
     fields: dict = {"ffn": config.num_ffn, "kv_heads": config.num_kv_heads}
     if isinstance(config.arrangement, DelayConfig) and config.arrangement.delays is None:
         fields["arrangement"] = config.arrangement.model_copy(update={"delays": tuple(range(num_codebooks))})

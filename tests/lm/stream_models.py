@@ -86,7 +86,7 @@ CASES |= {
 
 def make_config(text_stream=None, **settings) -> LMConfig:
     stream = TextStreamConfig(text=ByteTextConfig(), vocab_size=NUM_IDS, **(text_stream or {}))
-    values = {"width": 32, "layers": 2, "heads": 4, "variable_length": True}
+    values = {"width": 32, "layers": 2, "heads": 4, "variable_length": True, "arrangement": ParallelConfig()}
     return LMConfig(**(values | settings), text_stream=stream)
 
 

@@ -163,9 +163,10 @@ def make_config(arrangement, **settings):
     return check_config({"width": 16, "layers": 1, "heads": 2, "arrangement": arrangement, **settings}, LMConfig)
 
 
-def make_lm(config, K):
+def make_lm(config, K, code_vectors=None):
     geometry = AudioGeometry(sample_rate=16000, samples_per_frame=4)
-    return TokenLM(config, TokenSpec(name="t", cardinalities=(5,) * K, geometry=geometry, fingerprint="0" * 64))
+    spec = TokenSpec(name="t", cardinalities=(5,) * K, geometry=geometry, fingerprint="0" * 64)
+    return TokenLM(config, spec, code_vectors)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -182,19 +183,38 @@ def test_a_preset_in_a_config_is_written_out_in_the_model(name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind"),
+    ("settings", "head", "pattern"),
     [
-        ({}, "delay"),
-        ({"head": {"kind": "depth", "layers": 1, "heads": 2}}, "parallel"),
-        ({"head": {"kind": "flat"}}, "flat"),
+        ({}, "depth", "parallel"),
+        ({"input": {"kind": "codes"}, "layers": 8}, "depth", "parallel"),
+        ({"ahead": {}}, "parallel", "delay"),
+        ({"head": {"kind": "parallel"}}, "parallel", "delay"),
+        ({"head": {"kind": "depth", "layers": 1, "heads": 2}}, "depth", "parallel"),
+        ({"head": {"kind": "flat"}}, "flat", "flat"),
+        ({"arrangement": {"kind": "parallel"}}, "parallel", "parallel"),
+        ({"arrangement": {"kind": "flat"}}, "parallel", "flat"),
     ],
 )
-def test_without_a_pattern_a_model_has_that_of_its_head(settings, kind):
+@pytest.mark.parametrize("K", [1, 4])
+def test_what_a_config_leaves_out_goes_with_what_it_says(settings, head, pattern, K):
     config = check_config({"width": 16, "layers": 1, "heads": 2, **settings}, LMConfig)
-    assert config.arrangement.kind == kind
-    assert config == make_config({"kind": "auto"}, **settings) == make_config({"kind": kind}, **settings)
+    auto = {"head": {"kind": "auto"}, "arrangement": {"kind": "auto"}}
+    assert config == check_config({"width": 16, "layers": 1, "heads": 2, **auto, **settings}, LMConfig)
     assert check_config(config.model_dump(mode="json"), LMConfig) == config
-    assert make_lm(config, 4).loss(torch.zeros(2, 4, 3, dtype=torch.long)).loss.isfinite()
+    whole = config.explicit(K)
+    if K == 1 and config.head.kind == "auto":  # a depth transformer over one code would be of no use
+        head = pattern = "parallel"
+    assert (whole.head.kind, whole.arrangement.kind) == (head, pattern)
+    assert whole.explicit(K) == whole == check_config(whole.model_dump(mode="json"), LMConfig)
+    lm = make_lm(config, K, torch.randn(K, 5, 3))
+    assert lm.config == whole
+    assert lm.loss(torch.zeros(2, K, 3, dtype=torch.long)).loss.isfinite()
+
+
+def test_the_recommended_head_is_in_proportion_to_the_backbone():
+    found = check_config({"width": 64, "layers": 9, "heads": 2, "head_dim": 48, "input": {"kind": "codes"}}, LMConfig)
+    head = found.explicit(8).head
+    assert (head.layers, head.heads, head.head_dim, head.input) == (2, 2, 48, "codes")
 
 
 @pytest.mark.parametrize("model", [MaskedConfig, NextScaleConfig])

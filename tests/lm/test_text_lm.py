@@ -14,6 +14,7 @@ from tessera.lm.kernels import cpu_gemv
 from tessera.lm.layers.transformer import Transformer
 from tessera.lm.models.causal import TokenLM
 from tessera.lm.ops.rotary import rotary_table
+from tessera.lm.patterns.pattern import ParallelConfig
 from tessera.lm.public.text_lm import backbone_settings, is_text_lm, read_backbone
 from tessera.lm.quantization.cpu_fast_decode import enable_fast_cpu_decode_
 from tessera.lm.quantization.packed_linear import pack_
@@ -145,7 +146,7 @@ def test_weights_in_several_files(tmp_path):
 def test_steps_from_a_cache_equal_the_whole_sequence(kind, tmp_path):
     """Biases and heads of their own width pass through the plain, the fast and the packed decode step."""
     write(tmp_path, kind, **({"head_dim": 16} if kind != "qwen2" else {"num_attention_heads": 2}))
-    lm = TokenLM(lm_config(tmp_path), make_spec()).eval()
+    lm = TokenLM(lm_config(tmp_path, arrangement=ParallelConfig()), make_spec()).eval()
     lm.load_state_dict(read_backbone(tmp_path, lm.config), strict=False)
     codes = make_codes(2, 6)
     with torch.no_grad():
