@@ -93,7 +93,7 @@ def measure(results: Results) -> None:
     """Train and measure what is missing."""
     prepare(results)
     test = Test(results.out)
-    drop_others(results)
+    drop_others(results, test.tokenizers)
     if results.stored().get("tokenizers") != test.tokenizers:
         results.add(
             tokenizers=test.tokenizers,
@@ -104,10 +104,10 @@ def measure(results: Results) -> None:
     train_all(trainings(results), results, test.measure)
 
 
-def drop_others(results: Results) -> None:
+def drop_others(results: Results, current: Mapping[str, str]) -> None:
     """Forget the rows of a seed that is not whole and has rows of tokenizers that are no longer there: kinds are
     compared seed by seed, with the same codes."""
-    current, rows = tokenizers(results.out), results.rows()
+    rows = results.rows()
     for seed in range(SEEDS):
         names = [each.name for each in trainings(results) if each.facts["seed"] == seed]
         if not set(names) <= set(rows):
