@@ -42,6 +42,8 @@ def shards(
         say(f"tessera: {read.out} is not finished; run the same command again to resume")
         raise
     report_skipped([entry.reason for entry in built.skipped], len(built) + len(built.skipped))
+    if built.skipped:
+        say(f"note: repaired files come in when {read.out} is removed and built again")
     summary = {
         "out": read.out,
         "items": len(built),

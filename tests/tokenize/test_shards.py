@@ -451,6 +451,8 @@ def test_bad_media_is_skipped_and_listed(recordings, tmp_path):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of the 12 items can be used; the first: .*aa\.wav: the file is empty"):
         build_shards(make_config(folder, tmp_path / "none"), FakeTokenizer())
+    shutil.copy(recordings / "voice0" / "00.wav", folder / "voice0" / "00.wav")
+    assert build_shards(make_config(folder, tmp_path / "none"), FakeTokenizer()).index.ids == ["voice0/00.wav"]
 
 
 def test_split(recordings, tmp_path):

@@ -104,6 +104,7 @@ def _build(config: ShardsConfig, tokenizer: Encoder, corpus: Corpus, numbers: Se
     print_notes(corpus.notes, progress)
     index = _join(parts, tokenizer.spec, build)
     if not index.ids:
+        _remove_parts(out)  # the next build, of other settings or repaired files, tries all again
         raise ValueError(
             f"{config.corpus.path}: none of the {len(numbers)} items can be used; the first: {index.skipped[0].reason}"
         )
