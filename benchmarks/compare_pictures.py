@@ -29,6 +29,8 @@ pictures, and on as many generated ones in the same styles:
              was trained to name the ideas of training pictures (picture_judge.py). As many training pictures in the
              same styles are what a perfect model of the training data, which holds colors and scenes besides, would
              give; test pictures after encode and decode show what codes lose
+- temperatures   density, recall and coverage at other temperatures, of the models of one seed: whether what a kind gains is
+             more than what a lower temperature gives
 - accepted   steps per forward pass in speculative decoding with three drafts, of four at most; one picture at a time
 - ms         milliseconds a picture, in batches of 50 and alone, medians of three
 """
@@ -83,6 +85,9 @@ KINDS: Mapping[str, tuple[str, list[str]]] = {
 }
 """The config and its changes; coarse to fine has a first stage as well."""
 PICTURES = 300
+TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
+TEMPERATURES_OF = {4096: 1, 16384: 0}
+"""The seed of the models whose temperature is varied."""
 CORPUS = Path("out/emoji/corpus")
 
 
@@ -242,6 +247,11 @@ class Test:
             found += [own[place] for place in torch.randperm(len(own), generator=generator)[:count].tolist()]
         return load(found)
 
+    def generated(self, model: Model, seed: int, **settings: Any) -> Tensor:
+        """A picture for each test picture, in its style."""
+        made = model.generate(label=[entry.label for entry in self.entries], seed=seed, **settings)
+        return torch.stack(made.media)
+
     @torch.no_grad()
     def neighbors(self, pictures: Tensor) -> dict[str, float]:
         """Precision, recall, density and coverage of pictures against the test pictures."""
@@ -254,9 +264,13 @@ class Test:
         """All figures of a model directory but its speed."""
         model, size = tessera.load(folder), training.facts["codes"]
         items = CodesDataset(Shards(self.out / str(size) / "shards/test"), model.labels, None)
-        made = model.generate(label=[entry.label for entry in self.entries], seed=training.facts["seed"])
-        found: dict[str, Any] = {**self.neighbors(torch.stack(made.media)), "tokenizer": self.tokenizers[str(size)]}
+        seed = training.facts["seed"]
+        found = {**self.neighbors(self.generated(model, seed)), "tokenizer": self.tokenizers[str(size)]}
         found |= {"parameters": model.lm.num_parameters, "bits": bits(model, items)}
+        if seed == TEMPERATURES_OF[size]:
+            found["temperatures"] = {
+                str(value): self.neighbors(self.generated(model, seed, temperature=value)) for value in TEMPERATURES
+            }
         if training.facts["kind"].startswith("multi-token"):
             found["accepted"] = accepted(model, [entry.label for entry in self.entries[:20]])
         return found
@@ -361,10 +375,26 @@ def tables(results: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(["", "training pictures", *[""] * 5, *figures, ""]) + " |")
     for size, each in results.get("codes_used", {}).items():
         lines += ["", f"Of {size} codes, the training pictures have {each['used']}; {each['bits']:.2f} bits a code."]
+    lines += temperature_table(rows)
     if "speed" in results:
         lines += ["", "| | ms a picture, 50 at once | alone |", "|---|---|---|"]
         lines += [f"| {name} | {each['50']:.1f} | {each['1']:.0f} |" for name, each in results["speed"].items()]
     return "\n".join(lines)
+
+
+def temperature_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Density, recall and coverage at each temperature, of kinds with as many steps."""
+    titles = " | ".join(f"temperature {value}" for value in TEMPERATURES)
+    lines = ["", f"| codes | density, recall, coverage | {titles} |", "|---|---|" + "---|" * len(TEMPERATURES)]
+    for size, kind in itertools.product(CLUSTERS, KINDS):
+        for row in rows:
+            if (row["codes"], row["kind"]) == (size, kind) and "same time" not in kind and "temperatures" in row:
+                figures = [row["temperatures"][str(value)] for value in TEMPERATURES]
+                cells = [
+                    ", ".join(f"{each[name]:.2f}" for name in ("density", "recall", "coverage")) for each in figures
+                ]
+                lines.append(f"| {size} | {kind} | " + " | ".join(cells) + " |")
+    return lines if len(lines) > 3 else []
 
 
 def spread_of(rows: Sequence[Mapping[str, Any]], name: str, digits: int) -> str:
