@@ -29,8 +29,8 @@ pictures, and on as many generated ones in the same styles:
              was trained to name the ideas of training pictures (picture_judge.py). As many training pictures in the
              same styles are what a perfect model of the training data, which holds colors and scenes besides, would
              give; test pictures after encode and decode show what codes lose
-- temperatures   density, recall and coverage at other temperatures, of the models of one seed: whether what a kind gains is
-             more than what a lower temperature gives
+- temperatures   density, recall and coverage at other temperatures, of the models of one seed: whether what a kind
+             gains is more than what a lower temperature gives
 - accepted   steps per forward pass in speculative decoding with three drafts, of four at most; one picture at a time
 - ms         milliseconds a picture, in batches of 50 and alone, medians of three
 """
