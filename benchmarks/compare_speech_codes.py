@@ -25,7 +25,8 @@ digits hears 100 digit strings that no recording of the corpus says, in:
 
 heard: words heard in order; inserted: words too many; both per word said. word error: all errors per word said. The
 decoders differ by design: that of cosyvoice learns in the last third of the steps and has no discriminator, and that of
-xy-tokenizer, in its last quarter, does not see the first codebook alone.
+xy-tokenizer, in its last quarter, does not see the first codebook alone. Whether a system's word error is lower than
+that of `qdac, no recognizer` is judged by the rule of claim_verdict.py, seed by seed.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import soundfile
 import torch
+from claim_verdict import claimed, judge
 from provenance import ROOT
 from recogniser import DigitRecogniser, compare_words
 from trainings import Results, Training, run_comparison, train_all
@@ -86,6 +88,7 @@ LOSS_WEIGHTS = [4, 2, 1, 1, 1, 1, 1, 1]
 TEST = ROOT / "samples/speech/test"
 FRAME_RATE = 50
 """Of all tokenizers, Hz."""
+BASELINE = "qdac, no recognizer"
 GROUPS = ("all codes", "first codebook", "spoken")
 
 
@@ -180,7 +183,27 @@ def table(results: Mapping[str, Any]) -> str:
             books = rows[0]["codebooks"][: 1 if group == "first codebook" else None]
             rate = f"{FRAME_RATE * sum(map(math.log2, books)) / 1000:.1f}"
             lines.append(line(name, rate, len(rows), group, [row[group] for row in rows]))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *comparison(results.get("rows", {}).values())])
+
+
+def comparison(rows: Collection[Mapping[str, Any]]) -> list[str]:
+    """The difference of the word errors of each system and of BASELINE, paired by seed, with its standard error, and
+    the verdict on being lower."""
+    titles = " | ".join(GROUPS)
+    lines = [f"| word error, less that of `{BASELINE}` | {titles} |", "|---" * (1 + len(GROUPS)) + "|"]
+    for name in SYSTEMS:
+        own, baseline = ({row["seed"]: row for row in rows if row["system"] == each} for each in (name, BASELINE))
+        seeds = sorted(own.keys() & baseline.keys())
+        if name == BASELINE or len(seeds) < 2:
+            continue
+        cells = []
+        for group in GROUPS:
+            sides = ([100 * side[seed][group]["word_error"] for seed in seeds] for side in (own, baseline))
+            found = claimed("lower", *sides)
+            error = statistics.stdev(found) / math.sqrt(len(found))
+            cells.append(f"{-statistics.mean(found):+.1f} ± {error:.1f} points: {judge(found)}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def line(name: str, rate: str, seeds: int, group: str, found: Sequence[Mapping[str, float]]) -> str:
