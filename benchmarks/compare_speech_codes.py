@@ -198,8 +198,8 @@ def comparison(rows: Collection[Mapping[str, Any]]) -> list[str]:
             continue
         cells = []
         for group in GROUPS:
-            sides = ([100 * side[seed][group]["word_error"] for seed in seeds] for side in (own, baseline))
-            found = claimed("lower", *sides)
+            left, right = ([100 * side[seed][group]["word_error"] for seed in seeds] for side in (own, baseline))
+            found = claimed("lower", left, right)
             error = statistics.stdev(found) / math.sqrt(len(found))
             cells.append(f"{-statistics.mean(found):+.1f} ± {error:.1f} points: {judge(found)}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
